@@ -260,6 +260,7 @@ def manifest_of(candidate: "Candidate", job: Json) -> Json:
         "contract": fields["contract"],
         "base": fields["base"],
         "stack": fields["stack"],
+        "quantized": fields["quantized"],
         "architecture": fields["architecture"],
         "versions": versions(),
         "metrics": fields["metrics"],

@@ -115,7 +115,13 @@ def _origin(draft: Draft) -> None:
 
 
 def _adapter(draft: Draft) -> None:
-    if draft.values.pop(q.ADAPTER, False):
+    if (adapter := draft.values.pop(q.ADAPTER, False)) is not False:
+        if adapter == "qlora":
+            draft.values.setdefault("lora.quantize", "nf4")
+        if draft.values["kind"] == "rl":
+            draft.retract("lora.quantize", "a policy's weights are whole, since it is sampled from")
+        if "lora.target_parameters" in draft.values:
+            draft.retract("lora.quantize", "experts with adapters on their parameters are whole")
         if not any(target.startswith("lora.") for target in draft.values):
             draft.values["lora.r"] = 8
     else:

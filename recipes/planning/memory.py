@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from recipes.models.known_models import SizedModel
 from recipes.stages.answers import Counts, Held
 from recipes.stages.base import StageBase
+from recipes.stages.lora import QUANTISED_BYTES
 from recipes.stages.sharding import FP32_BYTES, MAX_BUCKET, Shard
 
 MOMENT_BYTES = 8
@@ -96,7 +97,7 @@ def predict_sizes(
     best = held.trainable * shard.value_bytes if held.keeps_best else 0
     averages = FP32_BYTES * held.trainable if model.keeps_average and stage.adapters is None else 0
     memory = replace(
-        _state(stage, held, workers, model.largest_tensor, on_gpu),
+        _quantised(_state(stage, held, workers, model.largest_tensor, on_gpu), stage, model, workers),
         averages=averages,
         activations=_activations(stage, model, micro_batch, on_gpu),
         logits=_logits(stage, model, micro_batch),
@@ -154,6 +155,15 @@ def _state(stage: StageBase, held: Held, workers: int, largest: int, on_gpu: boo
         optimizer=0 if shard.offload == "cpu" else int(optimizer),
         buffers=buffers,
     )
+
+
+def _quantised(memory: Memory, stage: StageBase, model: SizedModel, workers: int) -> Memory:
+    """Let the base's linear modules take the bytes of few bits, which every worker has whole."""
+    if stage.adapters is None or stage.adapters.quantize is None:
+        return memory
+    values = sum(linear.count * linear.inputs * linear.outputs for linear in model.linears())
+    shared = stage.shard.value_bytes / (workers if stage.shard.zero_stage == 3 else 1)
+    return replace(memory, weights=memory.weights + int(values * (QUANTISED_BYTES[stage.adapters.quantize] - shared)))
 
 
 def _buckets(zero: int, on_gpu: bool) -> int:

@@ -44,6 +44,9 @@ def _check_shard(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Pro
         named = getattr(stage.adapters, key)
         if named and named != "default" and (finding := stage.no_saved_modules()) is not None:
             yield loaded.problem_from(finding, f"{place}.lora.{key}", named)
+    method = None if stage.adapters is None else stage.adapters.quantize
+    if method is not None and (finding := stage.no_quantised_base()) is not None:
+        yield loaded.problem_from(finding, f"{place}.lora.quantize", method)
     if shard.offload == "cpu":
         reason = None
         if shard.engine == "plain":

@@ -119,6 +119,10 @@ class StageBase(Strict):
         """Why adapters update linear modules alone, and no module learns whole next to them; None: all of it works."""
         return None
 
+    def no_quantised_base(self) -> Finding | None:
+        """Why the base of its adapter is not kept in few bits; None: it can be."""
+        return None
+
     @property
     def largest_zero(self) -> int:
         """The largest ZeRO stage that its model can be trained with."""
@@ -315,6 +319,9 @@ class ImageStage(StageBase):
 
     def no_saved_modules(self) -> Finding:
         return Finding(Code.NOT_APPLICABLE, "adapters of image models hold nothing else", "remove the key")
+
+    def no_quantised_base(self) -> Finding:
+        return Finding(Code.NOT_APPLICABLE, "networks of images are not kept in few bits", "remove the key")
 
     @property
     def is_image(self) -> bool:

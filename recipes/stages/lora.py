@@ -16,6 +16,10 @@ from recipes.problem_codes import Code
 ALL_LINEAR = "all-linear"
 NEW_HEADS = ("score", "classifier")
 """Names of the heads that a stage makes; they are counted with its model."""
+NF4_BLOCK = 64
+"""Values of one scale in 4 bits."""
+QUANTISED_BYTES = {"nf4": 0.5 + 4 / NF4_BLOCK, "int8": 1.0}
+"""Bytes of a value of a quantised base, by method; a row's scale in 8 bits is not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,12 @@ class Lora(Strict):
         None, ge=1, le=128, description="pissa: iterations of a randomised SVD; null: an exact one."
     )
 
+    quantize: Literal["nf4", "int8"] | None = added_meaning(
+        None,
+        description="Keep the linear modules of the frozen base in 4 bits (nf4: QLoRA, Dettmers et al. 2023) or 8 "
+        "(int8); the merged model is the base as these bits give it back, with the adapter.",
+    )
+
     def target_rules(self, names: ModuleNames) -> Iterator[FieldFinding]:
         """Names that are none of the model's modules, and modules that cannot learn in the way that is named."""
         if isinstance(self.target_modules, str):
@@ -88,6 +98,7 @@ class Lora(Strict):
         for index, name in enumerate(self.modules_to_save):
             yield from self._saved_rules(f"lora.modules_to_save.{index}", name, names)
         yield from self._start_rules(names)
+        yield from self._quantised_rules(names)
         if self.target_parameters and (self.dropout > 0 or self.dora):
             key = "dora" if self.dora else "dropout"
             message = "an adapter on a parameter takes neither dropout nor DoRA"
@@ -95,6 +106,15 @@ class Lora(Strict):
         for key, patterns in (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern)):
             for pattern in patterns:
                 yield from pattern_rules(f"lora.{key}.{pattern}", pattern)
+
+    def _quantised_rules(self, names: ModuleNames) -> Iterator[FieldFinding]:
+        if self.quantize is None:
+            return
+        frozen = [name for name in self.modules_to_save if _last(name) in names.linears]
+        if frozen or self.target_parameters:
+            what = f"lora.modules_to_save: {frozen[0]}" if frozen else "lora.target_parameters"
+            message = f"modules of the base are kept in few bits and do not learn; found {what}"
+            yield at("lora.quantize", self.quantize, Code.CONFLICTING_KEYS, message, "remove one of them")
 
     def _start_rules(self, names: ModuleNames) -> Iterator[FieldFinding]:
         if self.init_iterations is not None and self.init != "pissa":

@@ -231,6 +231,10 @@ class RlText(RlStage, TextStage):
         message = "the reference is the policy without its adapter, and has every other module in common with it"
         return Finding(Code.NOT_APPLICABLE, message, "remove the key")
 
+    def no_quantised_base(self) -> Finding | None:
+        message = "to sample, the adapter is added to the policy's weights, which are then whole"
+        return Finding(Code.NOT_APPLICABLE, message, "remove the key; an actor that was tuned with it can learn on")
+
     def shared_tokens(self) -> Iterator[SharedTokens]:
         if self.judge is not None and self.critic_start == "reward":
             name, term = self.judge

@@ -101,6 +101,10 @@ class TextTraining(Training, TextStage):
         family = facts.family
         if family is None:
             return
+        lora = self.adapters
+        if lora is not None and lora.quantize is not None and family.name != "decoder":
+            message = f"is for language models of the decoder family; this model is {family.noun}"
+            yield at("lora.quantize", lora.quantize, Code.NOT_APPLICABLE, message, "remove the key")
         if not family.is_packed and self.train.tokens is not None:
             message = f"{family.noun} counts rows, not tokens"
             yield at("train.tokens", self.train.tokens, Code.NOT_APPLICABLE, message, "give steps or epochs")

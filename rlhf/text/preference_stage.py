@@ -27,7 +27,7 @@ from trainers.engine.protocol import Engine
 from trainers.evaluation.held_out import evaluate, per_source
 from trainers.models.load import text_facts
 from trainers.models.lora import add_adapter, start_names
-from trainers.models.stack import load_exact, load_stack
+from trainers.models.stack import load_trained
 from trainers.runtime.observer import interruptible
 from trainers.runtime.precision import dtype_of
 from trainers.runtime.randomness import stream_seed
@@ -56,8 +56,7 @@ class PreferenceTask:
         """Load the start, with an adapter where one is trained."""
         spec, context = self.spec, self.context
         weights = model_weights(context, "init_from", spec.lora)
-        load = load_exact if spec.lora is None else load_stack
-        network = load(weights, "language_model", device=context.ranks.device)
+        network = load_trained(weights, "language_model", spec.lora, spec.shard, device=context.ranks.device)
         peft_config = None
         if spec.lora is not None:
             on = start_names(len(weights.adapters))

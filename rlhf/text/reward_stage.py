@@ -15,7 +15,7 @@ from trainers.engine.protocol import Engine
 from trainers.evaluation.held_out import per_source
 from trainers.models.load import head_name, text_facts
 from trainers.models.lora import add_adapter, start_names
-from trainers.models.stack import load_exact, load_stack
+from trainers.models.stack import load_exact, load_trained
 from trainers.objectives.protocol import unchanged
 from trainers.runtime.observer import interruptible
 from trainers.runtime.precision import dtype_of
@@ -131,9 +131,9 @@ def run_reward(spec: Reward, context: StageContext) -> Candidate | None:
 def _build_network(spec: Reward, context: StageContext) -> tuple[Any, str, Any, tuple[str, ...]]:
     """Return the model with a scalar head, the head's name, peft's configuration of an adapter, and what it lies on."""
     weights = model_weights(context, "init_from", spec.lora)
-    load = load_exact if spec.lora is None else load_stack
     seed = stream_seed(context.seed, "head")
-    network = load(weights, "score_model", device=context.ranks.device, new_head_seed=seed)
+    given: dict[str, Any] = {"device": context.ranks.device, "new_head_seed": seed}
+    network = load_trained(weights, "score_model", spec.lora, spec.shard, **given)
     head = head_name(network)
     if spec.lora is None:
         return network, head, None, ()

@@ -260,6 +260,7 @@ class TextModels:
             contract=tokenization.contract_hash,
             base=trained.base(self.context),
             stack=trained.lower_stack,
+            quantized=trained.quantized,
         )
 
     def _start(self, report: Mapping[str, float]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from recipes.errors import StageError
 from trainers.models.lora import DEFAULT, active_adapters, adapter_layers, plain_name
+from trainers.models.quantised import QuantisedLinear, named_weights
 
 
 def adapted_parameter(layer: Any) -> nn.Parameter:
@@ -31,22 +32,40 @@ def folded_adapter(
     In less than fp32 that rounds them. Every parameter is whole. `merged` is what `merged_tensors` gave; without it the
     weights are merged here. Afterwards the base's own tensors are put back as they were, not computed back.
     """
-    own = {path: adapted_parameter(layer).data for path, layer in layers.items()}
+    own: dict[str, Tensor | None] = {}
     with torch.no_grad(), active_adapters(model, (), layers):
         for path, layer in layers.items():
             if not any(name in layer.scaling for name in names):
                 continue
             if merged is None:
-                tensors = {f"{path}.{key}": parameter for key, parameter in layer.named_parameters()}
+                tensors = {f"{path}.{key}": tensor for key, tensor in named_weights(layer).items()}
                 weight = _merged_weight(layer, path, tensors, names)
             else:
                 weight = merged[merged_name(path, layer)]
-            adapted_parameter(layer).data = weight.to(own[path])
+            own[path] = _put(layer, weight)
         try:
             yield
         finally:
-            for path, layer in layers.items():
-                adapted_parameter(layer).data = own[path]
+            for path, before in own.items():
+                _put_back(layers[path], before)
+
+
+def _put(layer: Any, weight: Tensor) -> Tensor | None:
+    """Let a layer's base have this weight, in its precision; returns the weight that was there, None for few bits."""
+    base = layer.get_base_layer()
+    if isinstance(base, QuantisedLinear):
+        base.whole = weight.to(device=base.codes.device, dtype=base.dtype)
+        return None
+    parameter = adapted_parameter(layer)
+    before, parameter.data = parameter.data, weight.to(parameter)
+    return before
+
+
+def _put_back(layer: Any, before: Tensor | None) -> None:
+    if before is None:
+        layer.get_base_layer().whole = None
+    else:
+        adapted_parameter(layer).data = before
 
 
 def base_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

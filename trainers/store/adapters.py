@@ -7,6 +7,7 @@ adapter and what it was trained on are in the store, they are opened instead, an
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from recipes.errors import RequestError
 from trainers.store.manifest import ArtifactManifest
@@ -28,6 +29,8 @@ class Weights:
     adapters: tuple[Path, ...] = ()
     dtype: str = "float32"
     """Precision in which the folder's weights were while the adapters on them were trained."""
+    quantized: Literal["nf4", "int8"] | None = None
+    """Into which bits the folder's linear modules are rounded under the adapters; None: they are as they are."""
     note: str | None = None
     """What was lost, where the adapters could not be had."""
 
@@ -74,8 +77,8 @@ def find_stack(store: Store, manifest: ArtifactManifest, digests: Sequence[str])
         return None
     first, *others = (found[digest] for digest in digests)
     adapters = tuple(store.folder(artifact, ADAPTER) for artifact in others)
-    dtype = _dtype(others[0]) if others else "float32"
-    return Weights(store.folder(first, whole_part(first)), tuple(digests), adapters, dtype)
+    dtype, quantized = (_dtype(others[0]), others[-1].quantized) if others else ("float32", None)
+    return Weights(store.folder(first, whole_part(first)), tuple(digests), adapters, dtype, quantized)
 
 
 def _dtype(manifest: ArtifactManifest) -> str:

@@ -70,6 +70,8 @@ def _write(store: Store, manifest: ArtifactManifest, chosen: str, merge: bool, b
         _copy_folder(own, building)
     if below and not is_joinable(weights.adapters):
         _merge(replace(weights, adapters=below), "model", building / "base", "float32")
+    elif weights.quantized is not None:
+        _merge(replace(weights, adapters=()), "model", building / "base", weights.dtype)
     else:
         _copy_folder(weights.folder, building / "base")
     _name_base(building, target / "base")
@@ -120,18 +122,24 @@ def _name_base(adapter: Path, base: Path) -> None:
 def _merge(weights: Weights, kind: str, target: Path, dtype: str | None = None) -> None:
     """Write a whole model with adapters added to its weights, computed in fp32 and rounded once, to `dtype` or its own.
 
-    `kind` is that of the artifact whose adapter is the last.
+    `kind` is that of the artifact whose adapter is the last. A base that adapters learned on in few bits is written as
+    these give it back.
     """
     import torch
     import transformers
     from transformers.utils import logging
 
+    from trainers.runtime.low_bits import round_linears
+
     logging.disable_progress_bar()
-    config = json.loads((weights.adapters[-1] / ADAPTER_CONFIG).read_bytes())
-    stock = _stock_class(kind, weights.folder, config.get("task_type"))
+    last = weights.adapters[-1] / ADAPTER_CONFIG if weights.adapters else None
+    task = None if last is None else json.loads(last.read_bytes()).get("task_type")
+    stock = _stock_class(kind, weights.folder, task)
     options: dict[str, Any] = {"num_labels": 1} if kind == "reward_model" else {}
     model = open_model(getattr(transformers, stock), weights.folder, dtype=torch.float32, **options)
     was_tied = model.config.get_text_config().tie_word_embeddings
+    if weights.quantized is not None:
+        round_linears(model, weights.quantized, getattr(torch, weights.dtype))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")  # `_tie` sees to it
         for adapter in weights.adapters:

@@ -155,6 +155,8 @@ class ArtifactManifest(_Record):
     stack: list[Sha256] = Field(default=[], exclude_if=lambda value: not value)
     """What an adapter was trained on, where that was a whole model with adapters on it that nobody merged: the digests
     of the artifacts that these are of, the whole model's first and `base` last."""
+    quantized: Literal["nf4", "int8"] | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Into which bits the whole model below the adapter was rounded while the adapter learned."""
     architecture: dict[str, JsonValue] | None = None
     versions: dict[str, str] = {}
     metrics: dict[str, JsonValue] = {}

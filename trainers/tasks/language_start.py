@@ -13,7 +13,7 @@ from trainers.models.families import build_language_model, runtime_of
 from trainers.models.grown import add_tokens
 from trainers.models.load import model_family, text_facts
 from trainers.models.protocol import TokenizerFacts, initialised
-from trainers.models.stack import load_exact, load_stack
+from trainers.models.stack import load_trained
 from trainers.runtime import distributed
 from trainers.runtime.randomness import stream_seed
 from trainers.training.context import StageContext, model_folder, model_weights
@@ -64,8 +64,7 @@ def build_stage_model(
         head = stream_seed(context.seed, "head") if kind == "masked_model" else None
         lora = spec.adapters
         weights = model_weights(context, "init_from", lora)
-        load = load_exact if lora is None else load_stack
-        model = load(weights, kind, device=context.ranks.device, new_head_seed=head)
+        model = load_trained(weights, kind, lora, spec.shard, device=context.ranks.device, new_head_seed=head)
         if spec.added_tokens:
             add_tokens(model, load_tokenization(folder).vocab_size, tokenization.vocab_size)
         if spec.draws_weights:

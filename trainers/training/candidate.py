@@ -6,6 +6,7 @@ from typing import Any
 
 from recipes.artifact_kinds import ArtifactKind
 from trainers.checkpoint.checkpoint import StoreCheckpoint
+from trainers.runtime.low_bits import Method
 from trainers.training.context import Candidate, Check, StageContext, candidate_folder
 from trainers.training.outcome import Outcome
 
@@ -26,6 +27,7 @@ def upload_candidate(
     contract: str | None = None,
     base: str | None = None,
     stack: tuple[str, ...] = (),
+    quantized: Method | None = None,
 ) -> Candidate:
     """Write and upload what a stage made, `kind` its artifact's; rank 0 only. Keywords are the candidate's fields."""
     with candidate_folder() as folder:
@@ -41,6 +43,7 @@ def upload_candidate(
         contract=contract,
         base=base,
         stack=stack,
+        quantized=quantized,
         architecture=architecture,
         exactness=checkpoint.exactness,
         changes=tuple(checkpoint.made_changes),

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -26,6 +26,7 @@ from trainers.models.protocol import ModelKind
 from trainers.models.verification import MergeLoss, Probe
 from trainers.runtime import distributed
 from trainers.runtime.distributed import Ranks
+from trainers.runtime.low_bits import Method
 from trainers.runtime.observer import Observer
 from trainers.store.adapters import Weights, find_stack, weights_of, whole_part, whole_weights
 from trainers.store.manifest import ArtifactManifest, FileEntry, Layout, StateManifest
@@ -99,6 +100,8 @@ class Check:
     """Folder of the candidate that must hold the same model with all adapters merged."""
     stack: tuple[str, ...] = ()
     """Of an adapter on others that were not merged: what it lies on, by digest, as in the manifest."""
+    quantized: Method | None = None
+    """Into which bits the base of an adapter is rounded before it is put on."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the check as plain JSON."""
@@ -126,6 +129,7 @@ class Candidate:
     contract: str | None = None
     base: str | None = None
     stack: tuple[str, ...] = ()
+    quantized: Method | None = None
     architecture: Mapping[str, Any] | None = None
     exactness: str | None = None
     changes: tuple[Mapping[str, Any], ...] = ()
@@ -189,11 +193,12 @@ def _open_base(
     """Return the folder of the model that a check opens, and what else lies on it below the candidate's adapter."""
     if check.base is None or not check.stack:
         owned = files if check.base is None else inputs[check.base].files
-        return folder_of(store.objects, uri, owned, check.model), None
+        folder = folder_of(store.objects, uri, owned, check.model)
+        return folder, None if check.quantized is None else Weights(folder, (), quantized=check.quantized)
     found = find_stack(store, inputs[check.base], check.stack)
     if found is None:
         raise StageError(f"{check.base}: the model that the adapter was trained on is not in store {uri} any more")
-    return found.folder, found
+    return found.folder, replace(found, quantized=check.quantized)
 
 
 @contextmanager
@@ -218,13 +223,19 @@ def model_weights(context: StageContext, field_path: str, lora: Lora | None = No
     """Return what an input's model is opened from, and say where rounding has taken a part of it.
 
     `lora` is what the stage trains on it: DoRA scales whole weights, so that it starts from a merged model, and so does
-    an adapter on parameters, of which peft puts all on the same ones.
+    an adapter on parameters, of which peft puts all on the same ones. Adapters stay on the rounded base that they have
+    learned on.
     """
     manifest = context.inputs[field_path]
     weights = weights_of(context.store, manifest)
     if lora is not None and (lora.dora or lora.target_parameters) and weights.adapters:
         what = "DoRA takes" if lora.dora else "lora.target_parameters take"
         weights = whole_weights(context.store, manifest, f"{what} a base without adapters")
+    if lora is not None and lora.quantize is not None and lora.quantize != weights.quantized:
+        if weights.adapters:
+            reason = f"its adapter has learned on a base that was not rounded to {lora.quantize}"
+            weights = whole_weights(context.store, manifest, reason)
+        weights = replace(weights, quantized=lora.quantize)
     if weights.note is not None:
         context.observer.notify(f"warning: {field_path}: {weights.note}")
     return weights

@@ -23,9 +23,11 @@ from trainers.models.lora import (
 )
 from trainers.models.merged_adapters import base_tensors, folded_adapter, merged_tensors
 from trainers.models.protocol import ModelKind
+from trainers.models.quantised import base_rounding, named_weights, quantised_weights
 from trainers.models.saved_modules import saved_paths, tied_names
 from trainers.models.verification import Probe
 from trainers.models.weight_starts import ORIGIN, doubled, has_origin, with_origin
+from trainers.runtime.low_bits import Method
 from trainers.store.adapters import whole_part
 from trainers.training.candidate import upload_candidate
 from trainers.training.context import Candidate, Check, StageContext, put_probe
@@ -101,7 +103,7 @@ class TrainedText:
             return Probes(whole=probe(model, self.kind, model.named_parameters()))
         layers = adapter_layers(model)
         with active_adapters(model, self.adapters, layers):
-            named = dict(model.named_parameters())
+            named = named_weights(model)
             own = self.adapter_tensors(named)
             heads = tuple(f"{path}." for path in self.learning_modules)
             base = {name: tensor for name, tensor in base_tensors(named).items() if not name.startswith(heads)}
@@ -112,12 +114,17 @@ class TrainedText:
         if not self.merge:
             return Probes(adapter=adapted)
         with folded_adapter(model, self.adapters, layers, whole):
-            merged = probe(model, self.kind, base_tensors(dict(model.named_parameters())).items())
+            merged = probe(model, self.kind, base_tensors(named_weights(model)).items())
         return Probes(adapter=adapted, whole=merged)
 
     def base(self, context: StageContext) -> str | None:
         """Return the digest of what the adapter belongs to; None: there is no adapter."""
         return None if self.peft_config is None else context.inputs[self.start].digest
+
+    @property
+    def quantized(self) -> Method | None:
+        """Return into which bits the base of the adapter was rounded."""
+        return None if self.peft_config is None else base_rounding(self.model)
 
     @property
     def lower_stack(self) -> tuple[str, ...]:
@@ -141,6 +148,8 @@ def write_text_candidate(
     for name, tensor in engine.full_parameters():
         if context.ranks.rank == 0:
             tensors[name.removeprefix(trained.prefix)] = tensor
+    if context.ranks.rank == 0:
+        tensors |= quantised_weights(model)
     whole = trained.whole_tensors(tensors) if context.ranks.rank == 0 else {}
     with engine.gathered():
         probes = trained.probes(whole) if context.ranks.rank == 0 else None
@@ -159,6 +168,7 @@ def write_text_candidate(
         contract=tokenization.contract_hash,
         base=trained.base(context),
         stack=trained.lower_stack,
+        quantized=trained.quantized,
     )
 
 
@@ -190,6 +200,7 @@ def write_trained(
                 base=trained.start,
                 merged=trained.part if trained.merge else None,
                 stack=trained.lower_stack,
+                quantized=trained.quantized,
             )
         )
     if probes.whole is not None:

@@ -30,6 +30,7 @@ from recipes.convert.systems.transformers_arguments import (
     LOADING,
     LOGGING,
     MODEL_ARGUMENTS,
+    ONE_FORM,
     OPTIMIZER,
     OWN_TEMPLATE,
     OWN_TOKENS,
@@ -124,7 +125,7 @@ _MODEL: Table = {
     "gptq": flag(refused("GPTQ weights are not read; start from the unquantised model")),
     "gptq_*": no_effect("GPTQ weights are not read"),
     "quantize_moe_experts": flag(changed(QUANTISED)),
-    "bnb_config_kwargs": no_effect("the base model is not quantised"),
+    "bnb_config_kwargs": ONE_FORM,
     "llama4_linearized_experts": flag(no_effect("experts are transformers' own modules")),
     "use_onebitllms": flag(refused("1.58-bit weights are not trained")),
 }
@@ -132,7 +133,7 @@ _ADAPTER: Table = {
     "adapter": Choice(
         {
             "lora": carried(q.ADAPTER, const(True)),
-            "qlora": changed(QUANTISED, q.ADAPTER, const(True)),
+            "qlora": carried(q.ADAPTER, const("qlora")),
         },
         refused("must be lora or qlora"),
     ),

@@ -5,6 +5,7 @@ from typing import Any
 from recipes.convert import quantities as q
 from recipes.convert.readers import const, number, one_of, positive, real, share, text, truth, whole
 from recipes.convert.rules import (
+    OFF,
     Choice,
     Entry,
     Table,
@@ -26,7 +27,12 @@ DIVIDES = no_effect("how the work is divided among GPUs; `cluster` and `shard` s
 LOADING = no_effect("how rows are read and prepared; they are laid out once, in the store")
 NO_REMOTE_CODE = flag(changed("code from a model's folder is never run: the type must be one of transformers' own"))
 SMALLER_STATE = "the same AdamW with its moments in 32 bits: 8 bytes per trained parameter"
-QUANTISED = "the base model is not quantised: its weights take 2 bytes each in bf16, and there is no quantisation error"
+QUANTISED = "weights that are quantised another way are not read; `lora.quantize` keeps the base in 4 bits (nf4) or 8"
+IN_4_BITS = flag(carried("lora.quantize", const("nf4")))
+IN_8_BITS = flag(carried("lora.quantize", const("int8")))
+ONE_FORM = no_effect(
+    "`lora.quantize` has one form: nf4 with a scale for each 64 values, or 8 bits with one for each row"
+)
 OWN_TEMPLATE = (
     "the chat template of the model's own folder counts; `check` shows a row in it, and says where it has none"
 )
@@ -180,8 +186,9 @@ MODEL_ARGUMENTS: Table = {
     "dtype": no_effect("weights are held as `shard.precision` says"),
     "torch_dtype": no_effect("weights are held as `shard.precision` says"),
     "low_cpu_mem_usage": FASTER,
-    "load_in_8bit": flag(changed(QUANTISED)),
-    "load_in_4bit": flag(changed(QUANTISED)),
-    "bnb_4bit_*": no_effect("the base model is not quantised"),
-    "use_bnb_nested_quant": no_effect("the base model is not quantised"),
+    "load_in_8bit": IN_8_BITS,
+    "load_in_4bit": IN_4_BITS,
+    "bnb_4bit_quant_type": Choice({"nf4": OFF}, changed("4 bits are nf4")),
+    "bnb_4bit_*": ONE_FORM,
+    "use_bnb_nested_quant": ONE_FORM,
 }

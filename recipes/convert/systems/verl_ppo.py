@@ -26,6 +26,7 @@ _ESTIMATORS = {
     "gae": "gae", "grpo": "grpo", "rloo": "rloo", "rloo_vectorized": "rloo", "reinforce_plus_plus": "reinforce",
     "reinforce_plus_plus_baseline": "reinforce_baseline",
 }  # fmt: skip
+_ENGINE = "rollout.engine"
 _KL_TYPES = {"kl": "k1", "k1": "k1", "mse": "k2", "k2": "k2", "low_var_kl": "k3", "k3": "k3"}
 
 
@@ -72,9 +73,11 @@ PPO: Table = {
     "algorithm.filter_groups.*": no_effect("prompts whose answers all score the same are left out"),
     "algorithm.use_pf_ppo": flag(refused("every answer weighs the same")),
     "algorithm.pf_ppo.*": no_effect("belongs to something that is off"),
-    "algorithm.rollout_correction.*": no_effect(
-        "answers are drawn by the policy's own code: there is nothing to correct"
+    "algorithm.rollout_correction.rollout_is": Choice(
+        {"token": OFF, "null": OFF, None: OFF}, changed("each token is weighted by itself")
     ),
+    "algorithm.rollout_correction.rollout_is_threshold": carried(f"{_ENGINE}.max_importance", real),
+    "algorithm.rollout_correction.*": no_effect("each token of vLLM's is weighted by its importance, which is cut off"),
     f"{_MODEL}.path": carried(q.MODEL, text),
     f"{_MODEL}.enable_gradient_checkpointing": flag(carried(CHECKPOINTING, truth)),
     f"{_MODEL}.lora_rank": unless(0, then=carried("lora.r", positive)),
@@ -146,7 +149,12 @@ PPO: Table = {
     f"{_ROLLOUT}.multi_turn.enable": flag(refused("answers are drawn in one turn, without tools")),
     f"{_ROLLOUT}.multi_turn.*": no_effect("answers are drawn in one turn"),
     f"{_ROLLOUT}.agent.*": no_effect("answers are drawn in one turn"),
-    f"{_ROLLOUT}.*": no_effect("answers are drawn on the training workers, by their own code"),
+    f"{_ROLLOUT}.name": Choice(
+        {"hf": OFF, "vllm": carried(f"{_ENGINE}.name", const("vllm"))},
+        changed("the training workers draw the answers, or vLLM: `rollout.engine: {name: vllm}`"),
+    ),
+    f"{_ROLLOUT}.max_num_seqs": carried(f"{_ENGINE}.max_responses", positive),
+    f"{_ROLLOUT}.*": no_effect("belongs to an engine's own set-up; see `rollout.engine`"),
     "actor_rollout_ref.ref.*": DIVIDES,
     "actor_rollout_ref.*": DIVIDES,
     "critic.optim.lr": carried("algorithm.critic.lr", real),
@@ -199,6 +207,8 @@ def finish_ppo(draft: Draft) -> None:
     if q.LOSS_MODE in values:
         draft.retract("algorithm.aggregation", "this algorithm has its own")
         draft.retract("algorithm.dual_clip", "this algorithm has its own")
+    if f"{_ENGINE}.name" not in values:
+        draft.retract(f"{_ENGINE}.", "the policy's own code draws the answers: there is nothing to correct or to set")
     _reward(draft)
     values.setdefault("algorithm.schedule.name", "constant")
 

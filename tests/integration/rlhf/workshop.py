@@ -89,6 +89,7 @@ class Workshop:
             contract=candidate.contract,
             base=candidate.base,
             stack=list(candidate.stack),
+            quantized=candidate.quantized,
             architecture=dict(candidate.architecture) if candidate.architecture else None,
             metrics=dict(candidate.metrics),
             verification=Verification(how="clean-process", max_logit_difference=found.difference, **merge),

@@ -121,7 +121,7 @@ def test_axolotl(converted: Convert) -> None:
             "sft": {
                 "kind": "finetune",
                 "init_from": "hf://acme/tiny-llama@0123abc",
-                "lora": {"r": 64, "alpha": 16, "target_modules": "all-linear"},
+                "lora": {"r": 64, "alpha": 16, "target_modules": "all-linear", "quantize": "nf4"},
                 "template": "chat",
                 "data": {
                     "source": "datasets",
@@ -144,7 +144,7 @@ def test_axolotl(converted: Convert) -> None:
         },
     }
     changed = {line.key for line in found.draft.of(Outcome.CHANGED)}
-    assert changed == {"adapter", "load_in_4bit", "optimizer", "chat_template"}
+    assert changed == {"optimizer", "chat_template"}
     assert found.draft.comments["train.global_batch"] == "micro-batch 4 x accumulation 3 x 2 GPUs"
 
 
@@ -592,6 +592,24 @@ def test_newer_files_of_llama_factory(converted: Convert, tmp_path: Path) -> Non
     (tmp_path / "sets.yaml").unlink()
     assert "--folder names the folder" in _refused(converted(LLAMA_FACTORY_V1))["train_dataset"]
     assert "optim_config.name" in _refused(converted(LLAMA_FACTORY_V1 + "optim_config: {name: muon}\n"))
+
+
+@pytest.mark.usefixtures("factory_data")
+@pytest.mark.parametrize(
+    ("text", "added", "method"),
+    [
+        (LLAMA_FACTORY, "quantization_bit: 4\ndouble_quantization: true\n", "nf4"),
+        (LLAMA_FACTORY, "quantization_bit: 8\n", "int8"),
+        (LLAMA_FACTORY, "quantization_bit: 2\n", None),
+        (AXOLOTL.replace("qlora", "lora").replace("load_in_4bit", "load_in_8bit"), "", "int8"),
+        (AXOLOTL.replace("qlora", "lora").replace("load_in_4bit: true", "load_in_4bit: false"), "", None),
+        (AXOLOTL.replace("load_in_4bit: true", ""), "", "nf4"),
+    ],
+)
+def test_a_base_in_few_bits_is_carried(converted: Convert, text: str, added: str, method: str | None) -> None:
+    found = converted(text + added)
+    assert _refused(found) == {}
+    assert _stage(found)["lora"].get("quantize") == method
 
 
 def test_what_adapters_say_is_carried(converted: Convert) -> None:

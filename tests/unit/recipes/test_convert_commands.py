@@ -203,6 +203,29 @@ def test_ppo_of_openrlhf(tmp_path: Path) -> None:
     assert _load(found).algorithm.planned_steps == 40
 
 
+@pytest.mark.parametrize(
+    ("text", "added", "engine"),
+    [
+        (OPENRLHF_PPO, "", None),
+        (OPENRLHF_PPO, "--vllm.num_engines 2 --vllm.enable_sleep --vllm.gpu_memory_utilization 0.6", {"name": "vllm"}),
+        (OPENRLHF_PPO, "--vllm.num_engines 0", None),
+        (VERL_GRPO, "actor_rollout_ref.rollout.max_num_seqs=64", {"name": "vllm", "max_responses": 64}),
+        (VERL_GRPO, "algorithm.rollout_correction.rollout_is_threshold=3", {"name": "vllm", "max_importance": 3.0}),
+        (
+            VERL_GRPO.replace("name=vllm", "name=hf"),
+            "actor_rollout_ref.rollout.max_num_seqs=64 algorithm.rollout_correction.rollout_is_threshold=3",
+            None,
+        ),
+    ],
+)
+def test_an_engine_that_draws_the_answers_is_named(
+    tmp_path: Path, text: str, added: str, engine: dict[str, Any] | None
+) -> None:
+    found = _convert(tmp_path, text.replace(" $@", "").rstrip().removesuffix("\\") + f" {added}\n")
+    assert _stage(found)["rollout"].get("engine") == engine
+    assert _load(found).rollout.engine.name == ("local" if engine is None else "vllm")
+
+
 def test_reward_functions_are_named_and_adapted(tmp_path: Path) -> None:
     text = OPENRLHF_PPO.replace("--reward.model_name_or_path acme/judge", "--reward.remote_url /x/my-reward.py")
     found = _convert(tmp_path, text)

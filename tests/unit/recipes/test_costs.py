@@ -99,6 +99,13 @@ def test_adapters_save_weight_gradients_and_optimiser() -> None:
     assert tuned.sizes.memory.weights == (68_976_648_192 + adapter) * 2
     token = 4 * n + 12 * 80 * 2048 * 8192 + 6 * adapter
     assert tuned.step_flops == 8 * 2048 * (token + 4 * 32000 * 8192)
+    bits = {**lora, "quantize": "nf4"}
+    for zero in (2, 3):  # the codes are whole on every worker; the rest is shared by ZeRO 3
+        recipe = recipe_of(tuned=tune({**shard, "zero": zero}, 2048, 8, lora=bits))
+        (small,) = plan_of(recipe, LLAMA_70B, 8, "B200").stages
+        assert small.sizes is not None
+        rest = (68_976_648_192 - n + adapter) * 2 / (8 if zero == 3 else 1)
+        assert small.sizes.memory.weights == pytest.approx(rest + n * (0.5 + 4 / 64), abs=8)
 
 
 def test_recomputed_activations_take_another_forward() -> None:

@@ -250,6 +250,17 @@ SCORED = ModuleNames("the model", ("q_proj", "up_proj"), "embed_tokens", None, (
         ),
         (SHARED, {"modules_to_save": ["lm_head"]}, {("lora.modules_to_save.0", Code.NOT_APPLICABLE)}),
         (SCORED, {"modules_to_save": ["score", "embed_tokens"]}, set()),
+        (UNTIED, {"quantize": "nf4", "modules_to_save": ["lm_head"], "init": "pissa", "dora": False}, set()),
+        (
+            UNTIED,
+            {"quantize": "nf4", "modules_to_save": ["up_proj"], "target_modules": ["q_proj"]},
+            {("lora.quantize", Code.CONFLICTING_KEYS)},
+        ),
+        (
+            UNTIED,
+            {"quantize": "int8", "target_parameters": ["experts.up"]},
+            {("lora.quantize", Code.CONFLICTING_KEYS)},
+        ),
         (SCORED, {"modules_to_save": ["lm_head"]}, {("lora.modules_to_save.0", Code.UNKNOWN_MODULE)}),
     ],
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,7 +21,7 @@ from trainers.models.folders import probe, verify_folder, write_adapter, write_m
 from trainers.models.lora import active_adapters, adapter_layers, adapter_tensors, add_adapter, is_adapter_key
 from trainers.models.merged_adapters import base_tensors, folded_adapter, merged_tensors
 from trainers.models.protocol import TokenizerFacts
-from trainers.models.verification import Probe
+from trainers.models.verification import DRAWS, Probe, output_bound
 
 VOCAB = 512
 CPU = torch.device("cpu")
@@ -160,3 +161,28 @@ def test_right_models_are_accepted_and_wrong_ones_refused(
     sizes: tuple[int, int], precision: str, tied: bool, tmp_path: Path
 ) -> None:
     accepts_and_refuses(tmp_path, *sizes, tied, precision)
+
+
+def test_a_difference_takes_no_perturbation_more_than_explain_it() -> None:
+    model = build(64, 2, tied=True, dtype=torch.float32)
+    forwards = 0
+
+    def forward() -> np.ndarray:
+        nonlocal forwards
+        forwards += 1
+        logits: np.ndarray = model(torch.arange(32)[None]).logits[0].numpy()
+        return logits
+
+    with torch.no_grad():
+        outputs = forward()
+    taken, bounds = [], []
+    whole = output_bound(model, forward, outputs)
+    for enough in (0.0, whole / 1000, whole, 2 * whole):
+        before = forwards
+        bounds.append(output_bound(model, forward, outputs, enough=enough))
+        taken.append(forwards - before)
+    assert taken[0] == 0
+    assert taken[-1] == DRAWS
+    assert taken == sorted(taken)
+    assert bounds[2] == bounds[3] == whole
+    assert all(bound >= enough for bound, enough in zip(bounds, (0.0, whole / 1000, whole), strict=False))

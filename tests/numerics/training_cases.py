@@ -1,6 +1,7 @@
 """What one rank does in a case of training: a curve, a resume, a step that is skipped."""
 
 import hashlib
+import sys
 from dataclasses import fields
 from typing import Any
 
@@ -191,6 +192,7 @@ def do_partition(case: Case) -> Outcome:
         "emptied": emptied,
         "wanted": wanted,
         "found": found,
+        "unused": sorted({"torch._inductor.compile_fx", "scipy.optimize", "sklearn"} & set(sys.modules)),
     }
 
 

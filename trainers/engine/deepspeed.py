@@ -1,5 +1,6 @@
 """ZeRO 0-3 on raw DeepSpeed: no op is compiled, and the state goes out and in without its checkpoint formats."""
 
+import importlib
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime import compiler
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from torch import Tensor, nn
 
@@ -22,6 +24,21 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 # DeepSpeed calls collectives by names that torch 2.13 renames; once a call is enough to fill a log.
 warnings.filterwarnings("ignore", message="`torch.distributed.", category=FutureWarning)
+
+
+def _import_muon() -> None:
+    """Import what every DeepSpeed engine imports, without torch's Inductor.
+
+    The module compiles functions of an optimiser that is not offered here, which takes a second of CPU.
+    """
+    compile_function, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        compiler.compile = compile_function
+
+
+_import_muon()
 
 
 class DeepSpeedEngine:

@@ -19,6 +19,7 @@ from recipes.stages.lora import NEW_HEADS
 from trainers.models.families import runtime_of
 from trainers.models.forward_forms import record_of
 from trainers.models.protocol import ModelKind
+from trainers.runtime.precision import is_finite
 from trainers.store.hf_loaders import open_model
 
 CLASSIFIER_PARTS = ("classifier", "bert.pooler")
@@ -213,6 +214,6 @@ def _demand_exact(
         raise StageError(
             f"{folder} does not hold a {kind.replace('_', ' ')} ({type(model).__name__}); {'; '.join(problems)}"
         )
-    bad = [name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()]
+    bad = [name for name, parameter in model.named_parameters() if not is_finite(parameter)]
     if bad:
         raise StageError(f"{folder}: values are not finite in {', '.join(bad[:8])}")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 MAX_RELATIVE_ERROR = 2e-6
 PROBE_WIDTH = 2048
@@ -17,6 +18,11 @@ def dtype_of(precision: str) -> torch.dtype:
         case "bf16":
             return torch.bfloat16
     raise ValueError(f"unknown precision {precision!r}")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Tell whether a tensor has neither NaN nor infinity: its extremes show both, which take one fast pass."""
+    return tensor.numel() == 0 or bool(torch.stack(torch.aminmax(tensor.detach())).isfinite().all())
 
 
 def use_fast_matmul(device: torch.device) -> bool:

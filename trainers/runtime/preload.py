@@ -2,13 +2,22 @@
 
 import importlib
 
+import transformers.utils
+
 MODULES = (
     "trainers.tasks.language_model",
     "trainers.engine.deepspeed",
-    "deepspeed.runtime.zero.muon.muon_optimizer",  # what DeepSpeed imports when it builds an engine: torch's compiler
+    "torch._dynamo",  # what torch imports when it makes an optimiser
     "transformers.models.llama.modeling_llama",
     "peft",
 )
+
+# Losses of object detection alone use SciPy, and importing it takes half a second.
+has_scipy, transformers.utils.is_scipy_available = transformers.utils.is_scipy_available, lambda: False
+try:
+    importlib.import_module("transformers.loss.loss_utils")
+finally:
+    transformers.utils.is_scipy_available = has_scipy
 
 for name in MODULES:
     importlib.import_module(name)

@@ -97,11 +97,16 @@ def _commands(page: Path) -> Iterator[list[str]]:
         yield shlex.split((match.group(1) or match.group(2)).replace(r"\|", "|"))
 
 
+@pytest.fixture(scope="module")
+def trainwright() -> Any:
+    """The command with all that are below it; to put it together takes a tenth of a second."""
+    return typer.main.get_command(app)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=_name)
-def test_commands_that_a_page_shows_have_these_options(page: Path) -> None:
+def test_commands_that_a_page_shows_have_these_options(page: Path, trainwright: Any) -> None:
     for words in _commands(page):
-        command: Any = typer.main.get_command(app)
-        rest = words[1:]
+        command, rest = trainwright, words[1:]
         while rest and hasattr(command, "commands") and rest[0] not in ("...", "--help"):
             assert rest[0] in command.commands, shlex.join(words)
             command, rest = command.commands[rest[0]], rest[1:]

@@ -15,6 +15,7 @@ from recipes.errors import StageError
 from recipes.stages.lora import Lora
 from recipes.stages.optim import AdamW
 from recipes.stages.sharding import Shard
+from tests.tiers import tiered
 from trainers.checkpoint import checkpoint as checkpoint_module
 from trainers.checkpoint.loop_state import LoopState
 from trainers.data.batches import BatchPlan
@@ -83,7 +84,7 @@ def test_the_items_of_a_ppo_are_all_tried(tiny_ppo: Callable[..., Any], ppo_runs
     assert run_ppo(ppo_part(tiny_ppo), store) == straight
 
 
-@pytest.mark.parametrize("step", range(PPO_STEPS))
+@pytest.mark.parametrize("step", tiered(range(PPO_STEPS), (*range(PPO_ITERATION, 2 * PPO_ITERATION), PPO_STEPS - 1)))
 def test_a_kill_in_any_step_of_a_ppo_changes_nothing(
     tiny_ppo: Callable[..., Any], ppo_made: tuple[Made, Path], tmp_path: Path, step: int
 ) -> None:
@@ -124,7 +125,9 @@ def grpo_made(tiny_ppo: Callable[..., Any], tmp_path_factory: pytest.TempPathFac
     return run_grpo(ppo_part(tiny_ppo, **GRPO), tmp_path_factory.mktemp("grpo"))
 
 
-@pytest.mark.parametrize("step", range(3 * GRPO_ITERATION))
+@pytest.mark.parametrize(
+    "step", tiered(range(3 * GRPO_ITERATION), (*range(GRPO_ITERATION, 2 * GRPO_ITERATION), 3 * GRPO_ITERATION - 1))
+)
 def test_a_kill_or_a_stop_in_any_step_of_a_grpo_changes_nothing(
     tiny_ppo: Callable[..., Any], grpo_made: Made, tmp_path: Path, step: int
 ) -> None:

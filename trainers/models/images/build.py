@@ -20,7 +20,7 @@ from trainers.models.folders import with_adapter, write_json
 from trainers.models.images.families import build_image_family
 from trainers.models.images.protocol import ImageFacts, ImageFamily, Part, settings_of
 from trainers.models.verification import MergeLoss, OpenedFiles, Probe, weight_digests
-from trainers.runtime.precision import exact_matmul
+from trainers.runtime.precision import exact_matmul, is_finite
 from trainers.store.hf_loaders import open_model
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def load_tensors(family: ImageFamily, tensors: Mapping[str, Tensor], where: str)
     if wanted != found:
         wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         raise StageError(f"{where}: tensors differ from the model's: {', '.join(wrong[:8])}")
-    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    bad = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     if bad:
         raise StageError(f"{where}: values are not finite in {', '.join(bad[:8])}")
     with torch.no_grad():

@@ -4,10 +4,23 @@ from typing import Literal, NewType
 
 ImageKind = NewType("ImageKind", str)
 """A model of images, by the name of its family (`recipes/models/images/architecture.py`)."""
-OutputKind = Literal["model", "adapter", "reward_model", "critic", "report", "tokenizer", "text_classifier"] | ImageKind
+OutputKind = (
+    Literal["model", "adapter", "reward_model", "critic", "report", "preferences", "tokenizer", "text_classifier"]
+    | ImageKind
+)
 """What an input can be: an output of a stage, or something from outside the recipe. `model`: a language model."""
 ArtifactKind = (
-    Literal["model", "adapter", "reward_model", "actor_critic", "report", "tokenizer", "dataset", "text_classifier"]
+    Literal[
+        "model",
+        "adapter",
+        "reward_model",
+        "actor_critic",
+        "report",
+        "preferences",
+        "tokenizer",
+        "dataset",
+        "text_classifier",
+    ]
     | ImageKind
 )
 """The kind of an artifact in its manifest; `actor_critic` holds an actor and the critic that learned with it."""

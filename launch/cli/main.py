@@ -12,6 +12,7 @@ import typer
 
 from launch.cli.convert_command import convert
 from launch.cli.data_commands import data
+from launch.cli.label_command import label
 from launch.cli.model_commands import sample, score
 from launch.cli.options import Address, AsJson, OnGpus, RecipeFile, RunId, Sets, Smoke, StoreUri, print_json
 from launch.cli.store_commands import store_app
@@ -341,6 +342,7 @@ def schema(
 
 
 app.command()(convert)
+app.command()(label)
 app.command()(data)
 app.command()(data)
 app.command()(sample)

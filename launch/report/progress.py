@@ -35,6 +35,7 @@ ACTIVITIES = {
     "ngram": "counting n-grams",
     "answer": "answering prompts",
     "judge": "judging answers",
+    "label": "waiting for labels",
     "targets": "writing held-out targets",
     "draw": "drawing",
     "features": "comparing features",
@@ -171,8 +172,8 @@ def describe(phase: str, values: Mapping[str, Any], remaining_s: float | None = 
     step, steps, unit = values.get("step"), values.get("steps"), values.get("unit", "step")
     parts = []
     if step is not None and steps is not None:
-        # Steps are counted when they are done; an iteration or a model is worked on for long.
-        shown = step if unit == "step" else min(step + 1, steps)
+        # Steps and labels are counted when they are done; an iteration or a model is worked on for long.
+        shown = step if unit in ("step", "label") else min(step + 1, steps)
         parts.append(f"{unit} {shown:,}/{steps:,}")
     if phase != "train" or step is None:
         parts.append(activity(phase))

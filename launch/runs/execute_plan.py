@@ -7,12 +7,15 @@ from dataclasses import replace
 from cluster.protocol import Json, WorkerFailed
 from cluster.supervise import Attempt, Fail, Retry, decide
 from launch.inputs.resolved import Resolved
+from launch.label.desk import Desk
 from launch.records.stage_result import StageResult
+from launch.runs.label_pairs import label_pairs
 from launch.runs.stage_events import StageEvents
 from launch.runs.stop import StopSignal
 from launch.runs.worker_pool import WorkerPool
 from recipes.errors import Preempted, StageError, VerificationError
 from recipes.planning.plan import Plan, PlannedStage
+from recipes.stages.feedback import Feedback
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 
@@ -156,28 +159,48 @@ class Executor:
     ) -> ArtifactManifest:
         """Let the pool make a candidate, verify and commit it."""
         name = planned.name
-        pool = self._ready_pool(planned.workers)
         label = f"{name}-{lease}"
-        result = pool.train(job, planned.workers, label, lambda *beat: self.events.beat(name, *beat))
+
+        def work() -> Json:
+            pool = self._ready_pool(planned.workers)
+            return pool.train(job, planned.workers, label, lambda *beat: self.events.beat(name, *beat))
+
+        result = self._result(planned, work)
         candidate = result.get("candidate")
         if candidate is None:
             raise StageError(f"{name}: the workers returned no artifact")
         self.events.phase(name, "verify", {})
-        verified = self._verified(pool, name, {**job, **result}, f"{label}-verify")
+        verified = self._verified(name, {**job, **result}, planned.workers, f"{label}-verify")
         self.events.phase(name, "commit", {})
         manifest = ArtifactManifest.model_validate({**candidate, **verified})
         self._check_candidate(manifest, planned, inputs)
         self.store.check_lease(self.run, name, lease)
         return self.store.put_artifact(manifest).manifest
 
-    def _verified(self, pool: WorkerPool, name: str, job: Json, label: str) -> Json:
-        """The candidate's verification and gate, as fields of its manifest.
+    def _result(self, planned: PlannedStage, work: Callable[[], Json]) -> Json:
+        """What the workers make of a stage, and people where it waits for them: without workers."""
+        stage = self.resolved.recipe.stages[planned.name]
+        if not isinstance(stage, Feedback) or not stage.waits_for_people:
+            return work()
+
+        def work_and_leave() -> Json:
+            result = work()
+            self._ready_pool(planned.workers).release()
+            return result
+
+        desk = Desk(self.store, self.run, planned.name, planned.fingerprint)
+        return label_pairs(stage, desk, work_and_leave, self.events, self.stop)
+
+    def _verified(self, name: str, job: Json, workers: int, label: str) -> Json:
+        """The candidate's verification and gate, as fields of its manifest; no model, no worker.
 
         With `verification: ignore` files that differ from the live model are committed with a failed gate; otherwise
         the trained state is kept, and `resume` writes and verifies the files again.
         """
+        if not job["checks"]:
+            return {"verification": {"how": "files-only"}}
         try:
-            return {"verification": pool.verify(job, label)}
+            return {"verification": self._ready_pool(workers).verify(job, label)}
         except WorkerFailed as failure:
             if failure.verdict.error not in (StageError.__name__, VerificationError.__name__):
                 raise

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.protocol import Json, WorkerContext
+from launch.inputs.feedback import with_feedback_rows
 from launch.records.journal import interval_s
 from recipes.errors import CapacityError
 from recipes.loading.load import parse_recipe
@@ -18,6 +19,7 @@ from recipes.models.architecture import MODEL_TYPES
 from recipes.models.base import TextFamily
 from recipes.stages.answers import Progress
 from recipes.stages.evaluate import Evaluate
+from recipes.stages.feedback import Feedback
 from recipes.stages.kinds import Stage
 from recipes.stages.preference import Preference
 from recipes.stages.reward import Reward
@@ -157,6 +159,9 @@ def run_stage(job: Json, worker: WorkerContext) -> Json | None:
     observer = StageObserver(worker, store, job, spec.progress(_start_family(job)), spec.shown)
     ranks = distributed.join()
     worker.beat("joined")
+    base_dir = _base_dir(job, spec, store, ranks)
+    inputs = {path: ArtifactManifest.model_validate(raw) for path, raw in job["inputs"].items()}
+    spec, made = with_feedback_rows(spec, inputs, store)
     context = StageContext(
         store=store,
         run=job["run"],
@@ -164,9 +169,9 @@ def run_stage(job: Json, worker: WorkerContext) -> Json | None:
         fingerprint=job["fingerprint"],
         lease=job["lease"],
         seed=recipe.seed if spec.seed is None else spec.seed,
-        base_dir=_base_dir(job, spec, store, ranks),
-        inputs={path: ArtifactManifest.model_validate(raw) for path, raw in job["inputs"].items()},
-        data=job["data"],
+        base_dir=base_dir,
+        inputs=inputs,
+        data={path: digest for path, digest in job["data"].items() if path not in made},
         observer=observer,
         ranks=ranks,
         accepts=tuple(job.get("accepts", ())),
@@ -228,6 +233,10 @@ def compute(spec: Stage, context: "StageContext") -> "Candidate | None":
             from rlhf.task import run_rl
 
             return run_rl(spec, context)
+        case Feedback():
+            from rlhf.text.pairs import run_feedback
+
+            return run_feedback(spec, context)
         case Evaluate():
             from launch.runs.suites import suites_of
             from trainers.evaluation.evaluate_stage import run_evaluate
@@ -282,8 +291,6 @@ def verify_candidate(job: Json, worker: WorkerContext) -> Json:
     candidate = ArtifactManifest.model_validate(job["candidate"])
     checks = [Check.from_json(raw) for raw in job["checks"]]
     inputs = {path: ArtifactManifest.model_validate(raw) for path, raw in job["inputs"].items()}
-    if not checks:
-        return {"how": "files-only"}
     found = verify_checks(store, candidate.files, checks, inputs, job["store"])
     merge = {} if found.merge is None else {"merge_lost": found.merge.lost, "merge_unchanged": found.merge.unchanged}
     return {"how": "clean-process", "max_logit_difference": found.difference, **merge}

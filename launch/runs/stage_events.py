@@ -12,6 +12,9 @@ from launch.runs.heartbeat import Latest
 from recipes.planning.plan import PlannedStage
 from trainers.store.manifest import ArtifactManifest
 
+PATIENT = ("label",)
+"""Phases in which nothing may happen for days."""
+
 
 class StageEvents:
     """The journal and the view of a run; `latest` is the newest beat, which the heartbeat reads."""
@@ -59,7 +62,8 @@ class StageEvents:
         """Show the stage's line again while nothing is heard of it, with how long it has been silent."""
         with self._lock:
             latest, silent_s = self.latest, time.monotonic() - self.latest.at
-            if latest.stage is not None and latest.phase is not None and silent_s >= PLAIN_EVERY_S:
+            is_expected = latest.phase in PATIENT
+            if latest.stage is not None and latest.phase is not None and silent_s >= PLAIN_EVERY_S and not is_expected:
                 self._view.beat(latest.stage, latest.phase, {**latest.values, "silent_s": silent_s})
 
     def beat(self, stage: str, rank: int, phase: str, values: Json) -> None:

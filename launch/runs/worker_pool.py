@@ -21,6 +21,8 @@ class WorkerPool(Protocol):
 
     def verify(self, job: Json, label: str) -> Json: ...
 
+    def release(self) -> None: ...
+
     def stop(self) -> None: ...
 
     def close(self) -> None: ...
@@ -89,12 +91,16 @@ class StageWorkers:
             if group is not None:
                 group.stop()
 
-    def close(self) -> None:
-        """End every process and give back what they held."""
+    def release(self) -> None:
+        """End every process and give back what they held; the next stage has others started."""
         groups, self._learners, self._verifier = (self._learners, self._verifier), None, None
         for group in groups:
             if group is not None:
                 group.close()
+
+    def close(self) -> None:
+        """Release all, and leave the cluster."""
+        self.release()
         if self._on_close is not None:
             on_close, self._on_close = self._on_close, None
             on_close()

@@ -208,8 +208,21 @@ class Datasets(_Rows, DatasetsPlace):
     source: Literal["datasets"] = meaning(description="Reads a data set through the `datasets` library.")
 
 
+class FeedbackPairs(_Rows):
+    """The set of preferences that a `feedback` stage makes, which is there once that stage has run."""
+
+    source: Literal["feedback"] = meaning(description="Reads what a feedback stage makes: pairs of answers.")
+    from_: str = meaning(alias="from", description="The feedback stage, or an address in the store.")
+
+    def read_from(self, file: str) -> JsonLines:
+        """The same selection of the rows of a file: those that the stage made."""
+        shared = {name: getattr(self, name) for name in _Rows.model_fields}
+        return JsonLines(source="jsonl", files=[file], **shared)
+
+
 PlainSource = Annotated[
-    PythonDocs | PythonSummaries | TextFiles | JsonLines | Csv | Parquet | Datasets, Field(discriminator="source")
+    PythonDocs | PythonSummaries | TextFiles | JsonLines | Csv | Parquet | Datasets | FeedbackPairs,
+    Field(discriminator="source"),
 ]
 LEAST_SHARE = 1e-4
 """Of the weights of a mixture."""

@@ -27,6 +27,7 @@ NOUNS: dict[OutputKind, str] = {
     "reward_model": "a reward model",
     "critic": "a critic",
     "report": "a report",
+    "preferences": "a set of preferences",
     "tokenizer": "a tokenizer",
     "text_classifier": "a text classifier",
     **{kind: family.noun for kind, family in IMAGE_FAMILIES.items()},
@@ -39,6 +40,7 @@ HOLDERS: dict[OutputKind, tuple[ArtifactKind, ...]] = {
     "critic": ("actor_critic",),
     "adapter": ("adapter", "actor_critic"),
     "report": ("report",),
+    "preferences": ("preferences",),
     "text_classifier": ("text_classifier",),
     **{kind: (kind,) for kind in IMAGE_FAMILIES},
 }

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 
+from recipes.data.text import FeedbackPairs
 from recipes.errors import Problem
 from recipes.loaded_recipe import LoadedRecipe
 from recipes.problem_codes import Code
@@ -78,13 +79,18 @@ def _check_batch(loaded: LoadedRecipe, name: str, stage: Stage) -> Iterator[Prob
 
 
 def _check_sources(loaded: LoadedRecipe, name: str, stage: TextStage) -> Iterator[Problem]:
-    """Keys of a source that have an effect in a mixture alone."""
+    """Keys of a source that have an effect in a mixture alone; judged pairs where no pairs are read."""
     for use in stage.sources():
         if use.role != "images" and not use.is_derived:
             findings = (
                 found._replace(field_path=f"{use.field_path}.{found.field_path}") for found in use.rows.rules_alone()
             )
             yield from loaded.problems(name, findings)
+            for own in use.members():
+                if isinstance(own.source, FeedbackPairs) and own.role != "preferences":
+                    message = f"a feedback stage makes pairs of answers, and `{use.field_path}` reads {own.role}"
+                    place = f"stages.{name}.{own.field_path}.source"
+                    yield loaded.problem(Code.NOT_APPLICABLE, place, own.source.source, message, "another source")
 
 
 def _check_packing(loaded: LoadedRecipe, name: str, stage: TextStage) -> Iterator[Problem]:

@@ -2,12 +2,26 @@
 
 from typing import TYPE_CHECKING
 
+from recipes.data.text import FeedbackPairs
 from recipes.errors import Finding
 from recipes.models.base import TextFamily
 from recipes.models.type_table import Capability
 from recipes.problem_codes import Code
 from recipes.stages.answers import Input, Template, needs_decoder
+from recipes.stages.base import StageBase
 from recipes.stages.training_stage import TextTraining
+
+
+def feedback_inputs(stage: StageBase) -> list[Input]:
+    """The sets of preferences that a stage's sources read; of a stage with mistakes those that are sound."""
+    written = ((key, getattr(stage, key, None)) for key in ("data", "evaluation"))
+    return [
+        Input(f"{key}.{member.field}from", member.source.from_, ("preferences",))
+        for key, source in written
+        if source is not None
+        for member in source.members()
+        if isinstance(member.source, FeedbackPairs)
+    ]
 
 
 class JudgedTraining(TextTraining):
@@ -19,7 +33,7 @@ class JudgedTraining(TextTraining):
         template: Template | None
 
     def inputs(self) -> list[Input]:
-        return [Input("init_from", self.init_from, ("model",))]
+        return [Input("init_from", self.init_from, ("model",)), *feedback_inputs(self)]
 
     def text_start(self) -> str:
         return self.init_from

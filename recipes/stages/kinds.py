@@ -13,6 +13,7 @@ from recipes.stages.algorithms import ImageAlgorithm, TextAlgorithm
 from recipes.stages.answers import Counted
 from recipes.stages.base import StageBase
 from recipes.stages.evaluate import Evaluate
+from recipes.stages.feedback import Feedback
 from recipes.stages.finetune import Finetune, FinetuneImages
 from recipes.stages.preference import Preference
 from recipes.stages.pretrain import Pretrain, PretrainImages
@@ -67,7 +68,7 @@ else:
 """What the samples of each algorithm are: responses, or images."""
 
 Stage = Annotated[
-    PretrainFamily | FinetuneFamily | Reward | Preference | RlMedium | Evaluate, Field(discriminator="kind")
+    PretrainFamily | FinetuneFamily | Reward | Preference | RlMedium | Feedback | Evaluate, Field(discriminator="kind")
 ]
 
 STAGE_CLASSES: tuple[type[StageBase], ...] = tuple(dict.fromkeys(members(Stage)))
@@ -83,5 +84,5 @@ def first_curves(kind: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for stage in classes for name in stage.curves))
 
 
-SEMANTICS = {"pretrain": 3, "finetune": 4, "reward": 3, "preference": 1, "rl": 4, "evaluate": 6}
+SEMANTICS = {"pretrain": 3, "finetune": 4, "reward": 3, "preference": 1, "rl": 4, "feedback": 1, "evaluate": 6}
 """Version of each kind's mathematics; part of the fingerprint, raised when the mathematics changes."""

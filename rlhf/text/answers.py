@@ -4,7 +4,7 @@ Shapes: B samples, P prompt tokens, R response tokens, T tokens of both.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from recipes.errors import RequestError
 from recipes.stages.evaluate import Evaluate
+from recipes.stages.rollout import Sampling
 from recipes.stages.suites import NOISE, TRUTH, noise_findings
 from rlhf.algorithms.kl import k1, k3
 from rlhf.text.answer_metrics import Answer, ModelAnswers, comparison_metrics, generation_metrics, side_by_side
@@ -22,7 +23,7 @@ from rlhf.text.known_answers import AnsweredPrompt, Noise, as_responses, truly_a
 from rlhf.text.policy import response_logprobs
 from rlhf.text.responses import Responses
 from rlhf.text.reward_inputs import encode_response
-from rlhf.text.samples import collate, samples_of
+from rlhf.text.samples import Sample, collate, samples_of
 from trainers.data.batches import PromptBatch, build_batch
 from trainers.data.conversation import as_conversation
 from trainers.data.dataset import Dataset
@@ -31,7 +32,7 @@ from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.evaluation.suite import Measured, Parts, open_measured
 from trainers.evaluation.suites.perplexity import chain_training_sets
 from trainers.inference.generation import sampling_settings
-from trainers.inference.rollouts import Sampled, WeightsVersion, generate_in_parts, response_uniforms
+from trainers.inference.rollouts import Sampled, SampleKey, WeightsVersion, generate_in_parts, response_uniforms
 from trainers.runtime import distributed
 from trainers.training.context import StageContext, model_folder, open_dataset, text_request
 
@@ -149,26 +150,39 @@ def _respond(
 ) -> Responses | None:
     """This rank's answers; every model draws with the same uniforms for the same prompt, known by its key."""
     own = slice(context.ranks.rank, None, context.ranks.world_size)
-    rows = drawn[own]
-    if not rows:
-        return None
 
     def watch(share: float) -> None:
         context.observer.phase("answer", rows=int(share * len(drawn)), rows_planned=len(drawn), **place)
 
+    asked, known_as = [(row, 0) for row in drawn[own]], [(key, 0) for key in keys[own]]
+    samples = draw_samples(context, model, prompts, asked, known_as, spec.sampling, tokenization, watch)
+    return collate(samples, tokenization.pad_id) if samples else None
+
+
+@torch.no_grad()
+def draw_samples(
+    context: StageContext,
+    model: nn.Module,
+    prompts: Dataset,
+    asked: Sequence[SampleKey],
+    known_as: Sequence[SampleKey],
+    sampling: Sampling,
+    tokenization: Tokenization,
+    watch: Callable[[float], None],
+) -> list[Sample]:
+    """Let a model answer prompts, of which each is a row and which of its draws this is; `known_as` keys the draws."""
+    if not asked:
+        return []
+    rows = [row for row, _ in asked]
     batch = build_batch(prompts, rows)
     assert isinstance(batch, PromptBatch)
-    asked = spec.sampling
-    settings = sampling_settings(tokenization, asked.max_new_tokens, asked.temperature, asked.stop_tokens)
-    uniforms_BR = response_uniforms(
-        context.seed, "evaluate", 0, [(key, 0) for key in keys[own]], settings.max_new_tokens
-    )
+    settings = sampling_settings(tokenization, sampling.max_new_tokens, sampling.temperature, sampling.stop_tokens)
+    uniforms_BR = response_uniforms(context.seed, "evaluate", 0, known_as, settings.max_new_tokens)
     prompts_here = batch.to(context.ranks.device)
     written = generate_in_parts(model, prompts_here, settings, uniforms_BR, GENERATION_BATCH, watch)
-    drawn_here = Sampled.of(written, WeightsVersion(0, 0))
+    drawn = Sampled.of(written, WeightsVersion(0, 0))
     ids = [prompts.records[row]["id"] for row in rows]
-    samples = samples_of(prompts_here, [(row, 0) for row in rows], drawn_here, ids, tokenization.decode)
-    return collate(samples, tokenization.pad_id)
+    return samples_of(prompts_here, asked, drawn, ids, tokenization.decode)
 
 
 @dataclass(frozen=True)

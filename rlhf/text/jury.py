@@ -1,4 +1,4 @@
-"""The reward of an evaluation, as it reads what one model wrote: reward models and terms that read texts.
+"""The reward that a stage measures answers by, as it reads what one model wrote.
 
 Shapes: B answers.
 """
@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from recipes.stages.evaluate import Evaluate
+from recipes.stages.base import TextStage
 from recipes.stages.rewards.union import model_terms
 from rlhf.rewards.terms import open_text_terms
 from rlhf.text.responses import Responses
@@ -41,11 +41,11 @@ class Jury:
         return {**by_term, "score": self.reward.score(by_term)} if by_term else {}
 
 
-def jury_of(spec: Evaluate, context: StageContext) -> Callable[[Dataset, Tokenization], Jury]:
+def jury_of(spec: TextStage, context: StageContext) -> Callable[[Dataset, Tokenization], Jury]:
     """Open the reward models once; what is returned makes a jury for answers to prompts as a tokenizer reads them."""
     scorers: dict[str, ScoreModel] = {}
     judges: list[JudgeTerm] = []
-    for name, term in model_terms(spec.rewards).items():
+    for name, term in model_terms(spec.terms).items():
         place = f"rewards.{name}.model"
         network = open_measured(spec, context, place, "score_model")
         scorers[name] = ScoreModel(network, head_name(network)).eval()
@@ -53,9 +53,9 @@ def jury_of(spec: Evaluate, context: StageContext) -> Callable[[Dataset, Tokeniz
 
     def jury(prompts: Dataset, writer: Tokenization) -> Jury:
         reward = TextReward(
-            weights={name: term.weight for name, term in spec.rewards.items()},
+            weights={name: term.weight for name, term in spec.terms.items()},
             judges=judges,
-            terms=open_text_terms(spec.rewards, context.base_dir, prompts.records),
+            terms=open_text_terms(spec.terms, context.base_dir, prompts.records),
             records=prompts.records,
             decode=partial(writer.decode, skip_special=True),
         )

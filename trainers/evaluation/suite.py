@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from recipes.stages.base import StageBase
 from recipes.stages.evaluate import Evaluate
 from trainers.models.protocol import ModelKind
 from trainers.models.stack import load_exact
@@ -45,7 +46,7 @@ class Suite(Protocol):
         """Measure each model, named by its label in the metrics."""
 
 
-def open_measured(spec: Evaluate, context: StageContext, field_path: str, kind: ModelKind) -> nn.Module:
+def open_measured(spec: StageBase, context: StageContext, field_path: str, kind: ModelKind) -> nn.Module:
     """Return a model in evaluation mode on this rank's device; adapters stay apart where merging would round."""
     device = context.ranks.device
     context.observer.phase("model")

@@ -21,7 +21,7 @@ from launch.runs.worker_pool import StageWorkers
 from recipes.errors import VerificationError
 from recipes.loading.load import load_recipe
 from recipes.planning.settle import Hardware
-from trainers.store.manifest import ArtifactManifest, FileEntry, Gate, Outcome, Parent, files_digest
+from trainers.store.manifest import ArtifactManifest, Gate, Outcome, Parent, files_digest
 from trainers.store.store import Store
 
 RECIPE = """
@@ -54,6 +54,7 @@ KINDS = {
     "reward": "reward_model",
     "rl": "actor_critic",
     "evaluate": "report",
+    "feedback": "preferences",
 }
 
 
@@ -78,7 +79,10 @@ class Stages:
             metrics.append({"step": step, "values": {"loss": 2.0 / step}})
         metrics.flush()
         content = json.dumps([job["stage"], job["fingerprint"], sorted(job["inputs"])]).encode()
-        files = {"model/weights.bin": FileEntry(sha256=store.objects.put_bytes(content), bytes=len(content))}
+        files = {
+            name: store.objects.put_chunks([data])
+            for name, data in changes.get("files", {"model/weights.bin": content}).items()
+        }
         manifest = ArtifactManifest(
             fingerprint=job["fingerprint"],
             digest=files_digest(files),
@@ -94,7 +98,12 @@ class Stages:
             gate=Gate(**changes.get("gate", {})),
             metrics={"loss": 1.0},
         )
-        return {"candidate": manifest.model_dump(mode="json"), "outcome": {}, "metrics": {}}
+        return {
+            "candidate": manifest.model_dump(mode="json"),
+            "checks": changes.get("checks", [{}]),
+            "outcome": {},
+            "metrics": {},
+        }
 
     def verify_candidate(self, job: dict[str, Any], worker: Any) -> dict[str, Any]:
         self.verified.append(job["stage"])

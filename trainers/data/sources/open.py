@@ -15,6 +15,7 @@ from recipes.data.images import (
 from recipes.data.text import (
     Csv,
     Datasets,
+    FeedbackPairs,
     JsonLines,
     Parquet,
     PlainSource,
@@ -27,6 +28,7 @@ from trainers.data.sources.arrays import ArraysReader
 from trainers.data.sources.csv_files import CsvReader
 from trainers.data.sources.digits import DigitsReader
 from trainers.data.sources.documentation import DocsReader, SummariesReader
+from trainers.data.sources.feedback import FeedbackReader
 from trainers.data.sources.hub import DatasetsReader
 from trainers.data.sources.idx import IdxReader
 from trainers.data.sources.image_folder import ImageFolderReader
@@ -61,6 +63,8 @@ def open_source(
             return ParquetReader(source, base_dir)
         case Datasets() | ImageDatasets():
             return DatasetsReader(source, base_dir)
+        case FeedbackPairs():
+            return FeedbackReader(source)
         case Digits():
             return DigitsReader(source)
         case Idx():

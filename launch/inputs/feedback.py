@@ -1,0 +1,38 @@
+"""Preferences that a feedback stage has made, read from the store like files of this machine."""
+
+import glob
+from collections.abc import Mapping
+
+from recipes.data.text import FeedbackPairs, Mix, PlainSource, Source
+from recipes.stages.judged import JudgedTraining
+from recipes.stages.kinds import Stage
+from trainers.store.manifest import ArtifactManifest
+from trainers.store.store import Store
+
+FILE = "preferences.jsonl"
+
+
+def with_feedback_rows(
+    stage: Stage, inputs: Mapping[str, ArtifactManifest], store: Store
+) -> tuple[Stage, frozenset[str]]:
+    """The stage with every set of preferences that its sources name replaced by its hash-checked file, and the fields
+    of these sources.
+    """
+    made: set[str] = set()
+
+    def read(source: PlainSource, field: str) -> PlainSource:
+        if not isinstance(source, FeedbackPairs):
+            return source
+        made.add(field.partition(".")[0])
+        return source.read_from(glob.escape(str(store.folder(inputs[f"{field}from"]) / FILE)))
+
+    def replaced(source: Source, field: str) -> Source:
+        if isinstance(source, Mix):
+            return source.changed(mix=[read(member.source, field + member.field) for member in source.members()])
+        return read(source, field)
+
+    if not isinstance(stage, JudgedTraining):
+        return stage, frozenset()
+    written = {key: source for key in ("data", "evaluation") if (source := getattr(stage, key)) is not None}
+    stage = stage.changed(**{key: replaced(source, f"{key}.") for key, source in written.items()})
+    return stage, frozenset(made)

@@ -1,0 +1,219 @@
+"""Feedback: pairs of answers that people, a reward model or a rule judge; what comes out is a set of preferences."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import StringConstraints, model_validator
+
+from recipes.artifact_kinds import OutputKind
+from recipes.data.text import Source
+from recipes.errors import FieldFinding, Finding, at
+from recipes.fields import meaning, placement, raise_all
+from recipes.models.base import TextFamily
+from recipes.models.type_table import Capability
+from recipes.problem_codes import Code
+from recipes.smoke_sizes import EVALUATION_PROMPTS, ROWS
+from recipes.stages.answers import (
+    Counts,
+    Forward,
+    Held,
+    Input,
+    Pass,
+    Progress,
+    SourceUse,
+    Template,
+    held_out_use,
+    template_field,
+)
+from recipes.stages.base import TextStage
+from recipes.stages.rewards.term import Term
+from recipes.stages.rewards.union import (
+    RewardTerm,
+    TermName,
+    carried_columns,
+    model_terms,
+    reward_inputs,
+    reward_rules,
+)
+from recipes.stages.rollout import Sampling
+from recipes.stages.sharding import Shard
+
+ANNOTATOR = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+Annotator = Annotated[str, StringConstraints(pattern=ANNOTATOR)]
+PAGE_PACKAGES = ("starlette", "uvicorn")
+"""Packages that serve the page."""
+ANSWERS = 2
+"""Of each prompt."""
+
+
+class Feedback(TextStage):
+    """A model answers every prompt twice, and people, a reward model or a rule say which answer is better."""
+
+    trains: ClassVar[bool] = False
+    curves: ClassVar[tuple[str, ...]] = ()
+    kind: Literal["feedback"] = meaning(description="Judged pairs of answers; makes a set of preferences.")
+    of: str = meaning(description="The model that answers.")
+    prompts: Source = meaning(
+        description="Rows with `prompt` (or `messages`); with hold_out the rows that it keeps away from training."
+    )
+    num_prompts: int = meaning(
+        200, ge=1, le=10**6, description="At most this many prompts, drawn by the seed; each makes a pair."
+    )
+    template: Template | None = template_field("prompts")
+    sampling: Sampling = meaning(default_factory=Sampling, description="How answers are drawn.")
+    judge: Literal["people", "reward", "rule"] = meaning(
+        "people",
+        description="people: a page asks annotators, and the run waits for them without workers; reward: the score of "
+        "`rewards` decides, a reward model among them; rule: the same without a model.",
+    )
+    rewards: dict[TermName, RewardTerm] = meaning(
+        default_factory=dict,
+        max_length=64,
+        description="Terms of a reward as in an rl stage, whose weighted sum decides. judge: people: the terms are "
+        "only kept with the pairs.",
+    )
+    margin: float = meaning(
+        0.0, ge=0, le=10**6, description="judge: reward, rule: scores that differ by no more than this are a tie."
+    )
+    labels: int | None = meaning(
+        None,
+        ge=1,
+        le=10**7,
+        description="judge: people: judgements that the run waits for; null: of every pair, and `twice` again.",
+    )
+    twice: float = meaning(
+        0.1,
+        ge=0,
+        le=1,
+        description="judge: people: share of the pairs that two annotators judge; their agreement is measured there.",
+    )
+    min_kappa: float | None = meaning(
+        None, ge=-1, le=1, description="judge: people: gate on the annotators' agreement, Cohen's kappa; null: none."
+    )
+    annotators: list[Annotator] = placement(
+        default_factory=lambda: ["annotator"],
+        min_length=1,
+        max_length=1000,
+        description="judge: people: names; each gets a link with a token, and stands with what they have judged.",
+    )
+    host: str = placement(
+        "127.0.0.1",
+        description="judge: people: address that the page is served at. Others than the own machine's carry tokens and "
+        "texts without encryption.",
+    )
+    port: int = placement(0, ge=0, le=65535, description="judge: people: port of the page; 0: any that is free.")
+    shard: Shard = meaning(
+        default_factory=Shard, description="Precision of the forward passes; engine and ZeRO stage have no effect."
+    )
+
+    @model_validator(mode="after")
+    def _judged_by_what_is_there(self) -> "Feedback":
+        raise_all(self._misfits())
+        return self
+
+    def _misfits(self) -> Iterator[Finding]:
+        models = model_terms(self.rewards)
+        if self.judge == "reward" and not models:
+            yield Finding(Code.MISSING_KEY, "judge: reward needs a term with a `model` in `rewards`")
+        if self.judge == "rule" and not self.rewards:
+            yield Finding(Code.MISSING_KEY, "judge: rule needs `rewards`")
+        if self.judge == "rule" and models:
+            message = f"judge: rule works without reward models, and rewards.{next(iter(models))} is one"
+            yield Finding(Code.CONFLICTING_KEYS, message, "judge: reward")
+        only_people = () if self.judge == "people" else ("labels", "twice", "min_kappa", "annotators", "host", "port")
+        for key in (*only_people, *(("margin",) if self.judge == "people" else ())):
+            if getattr(self, key) != type(self).model_fields[key].get_default(call_default_factory=True):
+                yield Finding(Code.NO_EFFECT, f"{key} has no effect with judge: {self.judge}", "remove the key")
+        repeated = sorted({name for name in self.annotators if self.annotators.count(name) > 1})
+        if repeated:
+            yield Finding(Code.DUPLICATE_ITEM, f"annotator {repeated[0]!r} is listed twice")
+
+    @property
+    def waits_for_people(self) -> bool:
+        """Whether the run waits for judgements of people, without workers, before it has made its artifact."""
+        return self.judge == "people"
+
+    def inputs(self) -> list[Input]:
+        return [Input("of", self.of, ("model",)), *reward_inputs(self.rewards)]
+
+    def outputs(self) -> dict[str, OutputKind]:
+        return {"preferences": "preferences"}
+
+    def sources(self) -> list[SourceUse]:
+        return [replace(held_out_use("prompts", self.prompts, "prompts"), carried=carried_columns(self.rewards))]
+
+    @property
+    def terms(self) -> Mapping[str, Term]:
+        return self.rewards
+
+    def text_start(self) -> str:
+        return self.of
+
+    def steps(self, rows: int | None = None) -> int:
+        return 0
+
+    def batch(self) -> None:
+        return None
+
+    def refuse_model(self, family: TextFamily | None) -> Finding | None:
+        if family is None or "generation" in family.suites:
+            return None
+        message = f"kind: {self.kind} needs a model that answers prompts; this one is {family.noun}"
+        return Finding(Code.UNSUPPORTED_FAMILY, message)
+
+    def needs(self) -> dict[Capability, tuple[str, str]]:
+        return {**super().needs(), "generation": ("of", "")}
+
+    def rules(self) -> Iterator[FieldFinding]:
+        yield from super().rules()
+        yield from reward_rules(self.rewards)
+        most = self.num_prompts * (1 if len(self.annotators) == 1 else ANSWERS)
+        if self.labels is not None and self.labels > most:
+            message = f"there are at most {most} judgements of {self.num_prompts} pairs"
+            yield at(
+                "labels", self.labels, Code.OUT_OF_RANGE, message, "more num_prompts or annotators, or fewer labels"
+            )
+
+    def missing(self) -> Iterator[FieldFinding]:
+        lacking = [name for name in PAGE_PACKAGES if find_spec(name) is None] if self.waits_for_people else []
+        if lacking:
+            message = f"{' and '.join(lacking)} must be installed to serve the page"
+            advice = "pip install 'trainwright[label]'"
+            yield at("judge", self.judge, Code.MISSING_PACKAGE, message, advice)
+
+    @property
+    def sampled(self) -> tuple[str, Sampling]:
+        return "sampling", self.sampling
+
+    def progress(self, start_family: TextFamily | None = None) -> Progress:
+        return Progress("part", "responses")
+
+    def shrunk(self, *, is_built_here: bool) -> Self:
+        most = min(self.num_prompts, EVALUATION_PROMPTS)
+        return self.changed(
+            prompts=self.prompts.limited(ROWS),
+            num_prompts=most,
+            labels=None if self.labels is None else min(self.labels, most),
+            sampling=self.sampling.shrunk(),
+            min_kappa=None,
+        )
+
+    def text_length(self, use: SourceUse) -> int:
+        return self.sampling.max_prompt_tokens
+
+    def held(self, counts: Counts) -> Held:
+        return Held(0, counts.full + len(model_terms(self.rewards)) * counts.scored, 0)
+
+    def forward(self) -> Forward:
+        length = self.sampling.max_prompt_tokens + self.sampling.max_new_tokens
+        return Forward(length, logits="all", has_cache=True, has_backward=False)
+
+    def passes(self, steps: int) -> list[Pass]:
+        new, answers = self.sampling.max_new_tokens, ANSWERS * self.num_prompts
+        whole = self.sampling.max_prompt_tokens + new
+        return [
+            Pass(answers, whole, 1, new, writes=new),
+            Pass(answers, whole, len(model_terms(self.rewards))),
+        ]

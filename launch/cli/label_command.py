@@ -26,8 +26,8 @@ def label(
     from launch.label.server import serving
     from trainers.store.store import Store
 
-    spec, board, title = open_labelling(Store.open(store), place, annotators)
-    with serving(board, title, host or spec.host, spec.port if port is None else port) as address:
+    asked, board, title = open_labelling(Store.open(store), place, annotators)
+    with serving(board, title, host or asked.host, asked.port if port is None else port) as address:
         typer.echo(
             f"{title}: {board.count()} of {board.wanted} labels; served at {address}, a link for each annotator:"
         )

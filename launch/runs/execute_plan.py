@@ -15,7 +15,6 @@ from launch.runs.stop import StopSignal
 from launch.runs.worker_pool import WorkerPool
 from recipes.errors import Preempted, StageError, VerificationError
 from recipes.planning.plan import Plan, PlannedStage
-from recipes.stages.feedback import Feedback
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 
@@ -179,8 +178,8 @@ class Executor:
 
     def _result(self, planned: PlannedStage, work: Callable[[], Json]) -> Json:
         """What the workers make of a stage, and people where it waits for them: without workers."""
-        stage = self.resolved.recipe.stages[planned.name]
-        if not isinstance(stage, Feedback) or not stage.waits_for_people:
+        labelling = self.resolved.recipe.stages[planned.name].labelling
+        if labelling is None:
             return work()
 
         def work_and_leave() -> Json:
@@ -189,7 +188,7 @@ class Executor:
             return result
 
         desk = Desk(self.store, self.run, planned.name, planned.fingerprint)
-        return label_pairs(stage, desk, work_and_leave, self.events, self.stop)
+        return label_pairs(labelling, desk, work_and_leave, self.events, self.stop)
 
     def _verified(self, name: str, job: Json, workers: int, label: str) -> Json:
         """The candidate's verification and gate, as fields of its manifest; no model, no worker.

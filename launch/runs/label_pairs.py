@@ -10,7 +10,7 @@ from launch.label.desk import Desk
 from launch.runs.stage_events import StageEvents
 from launch.runs.stop import StopSignal
 from recipes.errors import Preempted, TrainwrightError
-from recipes.stages.feedback import Feedback
+from recipes.stages.answers import Labelling
 from rlhf.feedback.judgements import PreferenceSet, preference_set
 from trainers.store.manifest import FileEntry, files_digest
 
@@ -18,7 +18,7 @@ POLL_S = 1.0
 
 
 def label_pairs(
-    spec: Feedback, desk: Desk, answer: Callable[[], Json], events: StageEvents, stop: StopSignal
+    asked: Labelling, desk: Desk, answer: Callable[[], Json], events: StageEvents, stop: StopSignal
 ) -> dict[str, Any]:
     """Return the stage's result with its set of preferences, once people have judged enough pairs.
 
@@ -28,29 +28,29 @@ def label_pairs(
         desk.lay_out(answer())
     found = desk.find()
     assert found is not None, f"the pairs of {desk.stage} were just written"
-    board = Board(desk, spec.annotators, twice=spec.twice, labels=spec.labels)
-    _wait(spec, desk, board, events, stop)
-    made = preference_set(desk.pairs, board.judgements(), asked=board.wanted, min_kappa=spec.min_kappa)
+    board = Board(desk, asked.annotators, twice=asked.twice, labels=asked.labels)
+    _wait(asked, desk, board, events, stop)
+    made = preference_set(desk.pairs, board.judgements(), asked=board.wanted, min_kappa=asked.min_kappa)
     return {**found["result"], "candidate": _completed(desk, found["result"]["candidate"], made)}
 
 
-def _wait(spec: Feedback, desk: Desk, board: Board, events: StageEvents, stop: StopSignal) -> None:
+def _wait(asked: Labelling, desk: Desk, board: Board, events: StageEvents, stop: StopSignal) -> None:
     """Serve the page, say where, and return when no further label is needed."""
     if board.is_done():
         return
     from launch.label.server import serving  # packages that only this needs
 
-    with serving(board, f"{desk.run} / {desk.stage}", spec.host, spec.port) as address:
-        events.say(f"{desk.stage}: waiting for {board.wanted} labels at {address}; a link for each annotator:")
-        for name in board.annotators:
+    with serving(board, f"{desk.run} / {desk.stage}", asked.host, asked.port) as address:
+        note = f"waiting for {board.wanted} labels at {address}, or by `trainwright label {desk.run}/{desk.stage}`"
+        events.phase(desk.stage, "label", {"notes": [note]})
+        for name in board.annotators:  # shown, and not kept in the journal
             events.say(f"  {name}: {board.link(address, name)}")
-        note = f"waiting for {board.wanted} labels at {address}, or at `trainwright label {desk.run}/{desk.stage}`"
         shown = None
         while not board.is_done():
             if board.count() != shown:
                 shown = board.count()
                 place = {"step": shown, "steps": board.wanted, "unit": "label"}
-                events.phase(desk.stage, "label", {**place, "notes": [note]})
+                events.phase(desk.stage, "label", place)
             if stop.wait(POLL_S):
                 raise Preempted(f"stopped while {desk.stage} waited for labels; {board.count()} are kept")
             with contextlib.suppress(TrainwrightError, OSError):  # a store that is away for a moment

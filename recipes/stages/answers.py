@@ -113,6 +113,20 @@ class TokenizerId:
 
 
 @dataclass(frozen=True, slots=True)
+class Labelling:
+    """How people judge the pairs of a stage, while its run waits without workers."""
+
+    annotators: tuple[str, ...]
+    twice: float
+    """Share of the pairs that two of them judge."""
+    labels: int | None
+    """How many the run waits for; None: for all."""
+    min_kappa: float | None
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class Cadence:
     """How often things happen in a training, in steps."""
 

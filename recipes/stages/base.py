@@ -19,6 +19,7 @@ from recipes.stages.answers import (
     Forward,
     Held,
     Input,
+    Labelling,
     Pass,
     Progress,
     SharedTokens,
@@ -133,6 +134,11 @@ class StageBase(Strict):
     def keeps_samples(self) -> bool:
         """Whether the store keeps what it samples of a language model, so that this can be recomputed."""
         return False
+
+    @property
+    def labelling(self) -> Labelling | None:
+        """How people judge what it makes before it is done; None: nobody is asked."""
+        return None
 
     @property
     def converses_with(self) -> AnyEnvironment | None:

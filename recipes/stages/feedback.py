@@ -20,6 +20,7 @@ from recipes.stages.answers import (
     Forward,
     Held,
     Input,
+    Labelling,
     Pass,
     Progress,
     SourceUse,
@@ -131,9 +132,11 @@ class Feedback(TextStage):
             yield Finding(Code.DUPLICATE_ITEM, f"annotator {repeated[0]!r} is listed twice")
 
     @property
-    def waits_for_people(self) -> bool:
-        """Whether the run waits for judgements of people, without workers, before it has made its artifact."""
-        return self.judge == "people"
+    def labelling(self) -> Labelling | None:
+        if self.judge != "people":
+            return None
+        who = tuple(self.annotators)
+        return Labelling(who, self.twice, self.labels, self.min_kappa, self.host, self.port)
 
     def inputs(self) -> list[Input]:
         return [Input("of", self.of, ("model",)), *reward_inputs(self.rewards)]
@@ -177,7 +180,7 @@ class Feedback(TextStage):
             )
 
     def missing(self) -> Iterator[FieldFinding]:
-        lacking = [name for name in PAGE_PACKAGES if find_spec(name) is None] if self.waits_for_people else []
+        lacking = [name for name in PAGE_PACKAGES if find_spec(name) is None] if self.labelling is not None else []
         if lacking:
             message = f"{' and '.join(lacking)} must be installed to serve the page"
             advice = "pip install 'trainwright[label]'"

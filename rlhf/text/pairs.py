@@ -45,7 +45,7 @@ def run_feedback(spec: Feedback, context: StageContext) -> Candidate | None:
     context.observer.phase("write")
     if context.ranks.rank != 0:
         return None
-    if spec.waits_for_people:
+    if spec.labelling is not None:
         made = PreferenceSet({"pairs.jsonl": as_lines(asdict(pair) for pair in pairs)}, {}, ())
     else:
         made = preference_set(pairs, judged_by_score(pairs, spec.judge, spec.margin))

@@ -13,7 +13,10 @@ from trainers.store.store import Store
 
 
 def open_labelling(store: Store, place: str, annotators: Sequence[str] | None = None) -> tuple[Labelling, Board, str]:
-    """How people judge the pairs of RUN/STAGE, its board, and a title; raises RequestError for a stage that people do not judge."""
+    """How people judge the pairs of RUN/STAGE, its board, and a title.
+
+    Raises RequestError for a stage that people do not judge, and for one without pairs yet.
+    """
     run, _, name = place.partition("/")
     record = RunRecord.open(store, run)
     stage = record.resolved().recipe.stages.get(name)

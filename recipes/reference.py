@@ -17,6 +17,7 @@ from recipes.models.images.architecture import ImageArchitecture
 from recipes.planning.smoke import shrink
 from recipes.recipe import Recipe
 from recipes.stages.algorithms import ImageAlgorithm, TextAlgorithm
+from recipes.stages.benchmarks.union import AnyBenchmark
 from recipes.stages.environments import Environment
 from recipes.stages.kinds import Stage
 from recipes.stages.preference_losses import PreferenceLoss
@@ -84,7 +85,7 @@ _SECTIONS = (
         ),
     ),
     ("Environments", _members(Environment)),
-    ("Evaluation", ("Sampling", "Bound")),
+    ("Evaluation", ("Sampling", "Bound", *_members(AnyBenchmark))),
     ("Cluster", ("Cluster",)),
 )
 
@@ -120,7 +121,7 @@ def markdown_reference() -> str:
 
 def _heading(name: str, model: dict[str, Any]) -> str:
     """How a recipe selects the model (`kind: rl`), or the model's name."""
-    for key in ("kind", "type", "source", "train", "family", "rule", "by"):
+    for key in ("kind", "type", "source", "train", "family", "rule", "by", "suite"):
         value = model["properties"].get(key, {})
         if "const" in value:
             of_images = key in ("source", "kind") and "Image" in name

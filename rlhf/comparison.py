@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-Z_95 = 1.959963984540054
+from trainers.evaluation.intervals import Z_95, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,6 @@ def win_rate(scores: Sequence[float], rival_scores: Sequence[float], z: float = 
     rate = (wins + 0.5 * ties) / len(scores)
     low, high = wilson_interval(rate, len(scores), z)
     return WinRate(rate=rate, low=low, high=high, wins=wins, ties=ties, comparisons=len(scores))
-
-
-def wilson_interval(rate: float, trials: int, z: float = Z_95) -> tuple[float, float]:
-    """Wilson score interval of a share seen in `trials` trials."""
-    spread = z * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
-    centre = rate + z * z / (2 * trials)
-    scale = 1 + z * z / trials
-    low, high = (centre - spread) / scale, (centre + spread) / scale
-    return max(0.0, min(rate, low)), min(1.0, max(rate, high))
 
 
 def distinct_n(responses: Sequence[Sequence[int]], n: int) -> float:

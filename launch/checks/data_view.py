@@ -145,7 +145,7 @@ def _side(name: str, encoded: Encoded | np.ndarray, layout: TextLayout) -> Side:
     if isinstance(encoded, np.ndarray):
         encoded = Encoded(encoded, np.full(len(encoded), name == "target"))
     is_all = layout.role == "instructions" and layout.text.loss_on == "all"
-    is_read = layout.role in ("labels", "prompts")
+    is_read = layout.role in ("labels", "prompts", "cases")
     decode = layout.text.tokenization.decode
     tokens = (
         Token(int(number), decode([number], skip_special=False), not is_read and bool(is_all or is_target))

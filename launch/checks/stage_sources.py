@@ -117,4 +117,4 @@ def _stored_reader(artifact: ArtifactManifest, store: Store, overrides: Existing
 def _layout(stage: TextStage, use: SourceUse, role: RowRole, tokenization: Tokenization) -> TextLayout:
     template = stage.own_template or default_template(cast(Role, role), tokenization.chat_template is not None)
     settings = TextSettings(tokenization, stage.text_length(use), loss_on=stage.counted_tokens, template=template)
-    return text_layout(role, settings, use.carried)
+    return text_layout(role, settings, use.carried, use.form)

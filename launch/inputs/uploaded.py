@@ -27,7 +27,9 @@ def with_uploaded(resolved: Resolved, recipe: Recipe, data: Mapping[str, Mapping
     raw = dump_recipe(recipe)
     for name, stage in resolved.recipe.stages.items():
         for use in stage.sources():
-            own = raw["stages"].get(name, {}).get(use.field_path)
+            own = raw["stages"].get(name, {})
+            for part in use.field_path.split("."):
+                own = own.get(part) if isinstance(own, dict) else None
             if isinstance(own, dict) and data.get(name, {}).get(use.field_path) == resolved.data[name][use.field_path]:
                 set_keys(own, location_keys(use.source))
     return parse_recipe(raw)

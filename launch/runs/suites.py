@@ -1,11 +1,15 @@
 """Which function measures each suite of an evaluation; suites whose models share their answers share one."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.suites import SUITES, SuiteName
 from rlhf.text.answers import measure_answers
+from rlhf.text.written_answers import write
+from trainers.evaluation.cases import measure_benchmark
 from trainers.evaluation.suite import Measured, Parts, Suite
+from trainers.evaluation.suites.likelihood import choose
 from trainers.evaluation.suites.perplexity import measure_perplexity
 from trainers.evaluation.suites.seq2seq import measure_targets
 from trainers.training.context import StageContext
@@ -27,5 +31,10 @@ MEASURES: dict[SuiteName, Suite] = {
 
 
 def suites_of(spec: Evaluate) -> list[Suite]:
-    """Return what measures the stage's models, each once."""
-    return list(dict.fromkeys(MEASURES[name] for name in SUITES if name in spec.suites))
+    """Return what measures the stage's models, each once, and then its benchmarks."""
+    found = list(dict.fromkeys(MEASURES[name] for name in SUITES if name in spec.suites))
+    asked = [
+        partial(measure_benchmark, name, choose if benchmark.by_choice else write)
+        for name, benchmark in spec.benchmarks.items()
+    ]
+    return [*found, *asked]

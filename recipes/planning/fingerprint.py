@@ -87,7 +87,7 @@ def stage_meaning(
         if not field_path.startswith("of."):  # a report names its models as the recipe does
             _drop(settings, field_path)
     for field_path in data:
-        _drop_locations(settings.get(field_path))
+        _drop_locations(_found(settings, field_path))
     settings["seed"] = stage.seed if stage.seed is not None else recipe.seed
     changed = {"changes": [dict(change) for change in changes]} if changes else {}
     return {
@@ -121,6 +121,13 @@ def hash_meaning(meaning: Mapping[str, Any]) -> str:
     """SHA-256 over the canonical JSON form."""
     text = json.dumps(meaning, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _found(settings: Any, field_path: str) -> Any:
+    """What stands at a field path; None: a default stands there, which has no place."""
+    for part in field_path.split("."):
+        settings = settings.get(part) if isinstance(settings, dict) else None
+    return settings
 
 
 def _drop_locations(source: Any) -> None:

@@ -34,7 +34,7 @@ def check_gates(loaded: LoadedRecipe) -> Iterator[Problem]:
             if gate.metric not in known and all(_is_known(loaded, text) for text in stage.of):
                 guess = nearest(gate.metric, known)
                 suggestion = f"did you mean {guess}?" if guess else "there are: " + ", ".join(known)
-                message = f"the report of the suites {', '.join(stage.suites)} has no such metric"
+                message = f"the report of {', '.join([*stage.suites, *stage.benchmarks])} has no such metric"
                 yield loaded.problem(Code.UNKNOWN_METRIC, f"{place}.metric", gate.metric, message, suggestion)
             if gate.min is not None and gate.max is not None and gate.min > gate.max:
                 yield loaded.problem(

@@ -1,8 +1,8 @@
 """What a stage answers with when it is asked: values, and the fields and rules that kinds of stage share."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 from recipes.artifact_kinds import OutputKind
 from recipes.data.images import ImageSource
@@ -14,7 +14,7 @@ from recipes.problem_codes import Code
 
 Template = Literal["chat", "none"]
 """How rows of plain text are put to a model: as turns of its chat template, or as they are."""
-Role = Literal["text", "instructions", "labels", "seq2seq", "preferences", "judged", "prompts", "images"]
+Role = Literal["text", "instructions", "labels", "seq2seq", "preferences", "judged", "prompts", "cases", "images"]
 """What the rows of a source are for."""
 CHAT_ROLES: tuple[Role, ...] = ("instructions", "preferences", "judged", "prompts")
 """Roles of prompts and answers."""
@@ -23,7 +23,7 @@ INPUT_FIELDS = (
     "init_from", "tokenizer", "autoencoder", "text_encoder", "actor", "reward", "rewards", "suites", "of", "features",
 )  # fmt: skip
 """Fields that a stage's `inputs()` and `text_start()` read, of any kind of stage."""
-SOURCE_FIELDS = ("data", "evaluation", "prompts", "text", "images", "suites", "rewards")
+SOURCE_FIELDS = ("data", "evaluation", "prompts", "text", "images", "suites", "benchmarks", "rewards")
 """Fields that a stage's `sources()` reads, of any kind of stage."""
 
 
@@ -34,6 +34,19 @@ class Input:
     field_path: str
     text: str
     wants: tuple[OutputKind, ...]
+
+
+class CaseForm(Protocol):
+    """What makes cases of a benchmark's rows, each after its name."""
+
+    def cases(self, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterable[tuple[str, Any]]:
+        """Cases by the name of their first row; None: a row is missing. Raises ValueError for one that does not fit."""
+
+    def shown(self, row: tuple[str, Mapping[str, Any]]) -> tuple[str, str]:
+        """What a model reads of a row, and what it is to say."""
+
+    def reading(self) -> dict[str, Any]:
+        """Settings that decide what the cases are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +61,9 @@ class SourceUse:
     is_derived: bool = False
     """Whether no field of the recipe names the source: it follows from the training rows'."""
     carried: tuple[str, ...] = ()
-    """Of prompts: columns of the rows that a reward reads."""
+    """Columns of the rows that what judges answers reads, where the rows are prompts or cases."""
+    form: "CaseForm | None" = None
+    """Of cases: what makes them of rows."""
 
     def members(self) -> "list[SourceUse]":
         """The use of each source that its own is made of."""

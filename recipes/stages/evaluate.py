@@ -29,11 +29,23 @@ from recipes.stages.answers import (
     template_field,
 )
 from recipes.stages.base import TextStage
+from recipes.stages.benchmarks.union import AnyBenchmark, BenchmarkName
 from recipes.stages.rewards.term import Term
 from recipes.stages.rewards.union import RewardTerm, TermName, carried_columns, model_terms, reward_inputs
 from recipes.stages.rollout import Sampling
 from recipes.stages.sharding import Shard
-from recipes.stages.suites import BEATS_TRUTH, NOISE, SUITES, TRUTH, WINS, SuiteName, SuiteSpec, report_labels
+from recipes.stages.suites import (
+    BEATS_TRUTH,
+    INTERVAL,
+    NOISE,
+    NUM_CASES,
+    SUITES,
+    TRUTH,
+    WINS,
+    SuiteName,
+    SuiteSpec,
+    report_labels,
+)
 
 
 class Bound(Strict):
@@ -52,6 +64,8 @@ class Bound(Strict):
         return self
 
 
+EXPECTED_ROWS = 1000
+"""Of a benchmark whose data has no limit, for the plan's times."""
 MIN_COMPARED = 2
 """Images that a distance needs on either side."""
 
@@ -94,10 +108,15 @@ class Evaluate(TextStage):
         "policy learnt from, and another that shares neither data nor start with it. Each is reported as reward_NAME, "
         "its mean over the answers.",
     )
+    benchmarks: dict[BenchmarkName, AnyBenchmark] = added_meaning(
+        {},
+        max_length=64,
+        description="Questions and pairs with known answers, by name: multiple choice, written answers, pairs of "
+        "sentences. Their figures are NAME.METRIC of each model, with NAME.n rows and a 95 % interval.",
+    )
     features: str | None = meaning(None, description="images: the classifier whose features measure images.")
     suites: list[SuiteName] = meaning(
         default_factory=lambda: ["perplexity", "generation"],
-        min_length=1,
         description="perplexity of held-out text; generation: length, EOS rate, distinct-2, KL, real words, samples; "
         "comparison: wins over the first model and over the truth, by each term of `rewards`; targets, alone, for "
         "encoder-decoders: loss, BLEU and chrF of held-out targets; images, alone: distances of drawn images to real "
@@ -178,6 +197,10 @@ class Evaluate(TextStage):
             given = [key for key in suite.takes if getattr(self, key) != type(self).model_fields[key].get_default()]
             if name not in self.suites and given:
                 yield Finding(Code.NO_EFFECT, f"{' and '.join(given)} has no effect without suites: [{name}]")
+        if not self.suites and not self.benchmarks:
+            yield Finding(Code.MISSING_KEY, "there is nothing to measure: name `suites` or `benchmarks`")
+        if self.benchmarks and any(suite.is_alone for suite in self._chosen.values()):
+            yield Finding(Code.CONFLICTING_KEYS, "benchmarks measure language models; these suites do not")
         if self.rewards and not self.writes_answers:
             yield Finding(Code.NO_EFFECT, "rewards has no effect without suites: [generation]")
         if self.is_image and self.images is not None and self.images.hold_out == 0:
@@ -204,17 +227,31 @@ class Evaluate(TextStage):
                 names |= {f"{label}.{wins.format(name)}" for label in others for wins in WINS for name in self.rewards}
                 rivals = [*labels, NOISE]
                 names |= {f"{label}.{BEATS_TRUTH.format(name)}" for label in rivals for name in self.rewards}
+        for name, benchmark in self.benchmarks.items():
+            figures = [f"{metric}{end}" for metric in benchmark.metrics for end in ("", *INTERVAL)]
+            names |= {
+                f"{label}.{name}.{figure}"
+                for label in labels
+                for figure in (*figures, *benchmark.references, NUM_CASES)
+            }
         return names
 
     def refuse_model(self, family: TextFamily | None) -> Finding | None:
-        if family is None or set(self._chosen) <= set(family.suites):
+        if family is None:
+            return None
+        refused = next((name for name, item in self.benchmarks.items() if item.suite not in family.suites), None)
+        if refused is not None:
+            message = f"benchmark {refused!r} measures decoders; this model is {family.noun}"
+            return Finding(Code.UNSUPPORTED_FAMILY, message, f"remove benchmarks.{refused}")
+        if set(self._chosen) <= set(family.suites):
             return None
         if not family.suites:
             message = f"no suite measures {family.plural}; their own finetune reports how they do"
             return Finding(Code.UNSUPPORTED_FAMILY, message, "remove it")
         refusing = next(name for name in self._chosen if name not in family.suites)
+        own = [name for name in SUITES if name in family.suites]
         message = f"suite {refusing!r} measures {SUITES[refusing].measures}; this model is {family.noun}"
-        return Finding(Code.UNSUPPORTED_FAMILY, message, f"suites: [{', '.join(family.suites)}]")
+        return Finding(Code.UNSUPPORTED_FAMILY, message, f"suites: [{', '.join(own)}]")
 
     def inputs(self) -> list[Input]:
         wants: tuple[OutputKind, ...] = DRAWING_KINDS if self.is_image else ("model",)
@@ -234,7 +271,7 @@ class Evaluate(TextStage):
         uses = [replace(use, carried=columns) if use.role == "prompts" else use for use in uses]
         if self.images is not None:
             uses.append(SourceUse("images", self.images, "images"))
-        return uses
+        return [*uses, *(use for name, item in self.benchmarks.items() for use in item.sources(f"benchmarks.{name}"))]
 
     @property
     def is_image(self) -> bool:
@@ -278,6 +315,8 @@ class Evaluate(TextStage):
     def lengths(self) -> Iterator[tuple[str, int]]:
         if "perplexity" in self.suites or "targets" in self.suites:
             yield "sequence_length", self.sequence_length
+        for name, item in self.benchmarks.items():
+            yield f"benchmarks.{name}.max_tokens", item.max_tokens
 
     def shared_tokens(self) -> Iterator[SharedTokens]:
         if "perplexity" in self.suites:  # of a token; answers and targets are compared as text
@@ -302,10 +341,13 @@ class Evaluate(TextStage):
             num_draws=2,
             sequence_length=min(self.sequence_length, SEQUENCE),
             sampling=self.sampling.shrunk(),
+            benchmarks={name: item.shrunk() for name, item in self.benchmarks.items()},
             gates=[],
         )
 
     def text_length(self, use: SourceUse) -> int:
+        if use.role == "cases":
+            return self.benchmarks[use.field_path.split(".")[1]].max_tokens
         return self.sampling.max_prompt_tokens if use.role == "prompts" else self.sequence_length
 
     def held(self, counts: Counts) -> Held:
@@ -315,6 +357,8 @@ class Evaluate(TextStage):
     def forward(self) -> Forward:
         if "targets" in self.suites:
             length, copies = 2 * self.sequence_length, self.num_beams
+        elif not self.writes_answers and self.benchmarks:
+            length, copies = max(item.max_tokens for item in self.benchmarks.values()), 1
         else:
             length, copies = self.sampling.max_prompt_tokens + self.sampling.max_new_tokens, 1
         return Forward(length, copies=copies, logits="all", has_cache=True, has_backward=False)
@@ -334,4 +378,7 @@ class Evaluate(TextStage):
             found.append(Pass(self.num_prompts, whole, models, new, writes=new))
             found.append(Pass(self.num_prompts, whole, 2 * models, new))
             found.append(Pass(self.num_prompts, whole, scorers * answered))
+        for item in self.benchmarks.values():
+            rows = getattr(item.data, "limit", None) or EXPECTED_ROWS
+            found.append(Pass(rows, item.max_tokens // 4, models, logits=item.max_tokens // 8, writes=item.writes))
         return found

@@ -23,6 +23,8 @@ WINS = ("win_rate_{}", "win_rate_{}_low", "win_rate_{}_high")
 """By a term of the reward, over the first model."""
 BEATS_TRUTH = "beats_truth_{}"
 """By a term of the reward: the share of prompts at which an answer has more than the true one, ties counted half."""
+INTERVAL, NUM_CASES = ("_low", "_high"), "n"
+"""Of a benchmark's figures: the ends of the 95 % interval, and how many rows it is of."""
 TARGETS = ("loss", "perplexity", "bleu", "chrf", "eos_rate", "length_mean", "rows_left_out")
 """Of encoder-decoders: the loss of a target's token in nats, then what was written against the targets."""
 IMAGES = (

@@ -16,7 +16,11 @@ ALWAYS = ("llm/files.yaml", "llm/smollm2.yaml", "text/minilm_polarity.yaml")
 """A chain, and the recipes that start from real models. The others run in the long form; their architectures and
 engines have tests that are for them alone."""
 SHIPPED = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml") if path.name != "quickstart.yaml")
-REAL = {"llm/smollm2.yaml": ("smollm2", "smollm2"), "text/minilm_polarity.yaml": ("minilm", "minilm")}
+REAL = {
+    "llm/smollm2.yaml": ("smollm2", "smollm2"),
+    "llm/evaluation.yaml": ("smollm2", "smollm2"),
+    "text/minilm_polarity.yaml": ("minilm", "minilm"),
+}
 """Recipes that start from a real model: the fixture that has its folder, and its name in the store."""
 ON_ONE = ("cluster.workers=1", "cluster.gpus_per_worker=0")
 AS_RECORDED = "llm/files.yaml"

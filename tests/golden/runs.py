@@ -56,7 +56,11 @@ FAST = (
 first."""
 IMAGES = ["diffusers.models.unets.unet_2d", "trainers.models.images.families"]
 """What stages of images import besides; here most stages have a process that lives for them alone."""
-REAL_MODELS = {"llm/smollm2.yaml": ("smollm2", SMOLLM2), "text/minilm_polarity.yaml": ("minilm", MINILM)}
+REAL_MODELS = {
+    "llm/smollm2.yaml": ("smollm2", SMOLLM2),
+    "llm/evaluation.yaml": ("smollm2", SMOLLM2),
+    "text/minilm_polarity.yaml": ("minilm", MINILM),
+}
 """Recipes that start from a real model: its name in the store, and its folder's."""
 FEWER = {
     "llm/smollm2.yaml": (

@@ -31,6 +31,7 @@ FORMS: dict[RowRole, tuple[tuple[str, ...], ...]] = {
     "preferences": (("chosen", "rejected"),),
     "judged": (("prompt", "completion", "label"), ("messages", "label")),
     "prompts": (("prompt",), ("messages",)),
+    "cases": (),
 }
 """Standard columns of each role: one of the alternatives must be there."""
 _PUBLISHED: dict[RowRole, tuple[str, ...]] = {

@@ -137,6 +137,7 @@ def _reason(name: str, sequence_length: int) -> str:
         "empty_turn": "with an empty turn",
         "no_response": f"without a response in {sequence_length} tokens",
         "equal_pair": "with equal answers",
+        "incomplete": "without the other sentence of their pair",
         "too_long": f"longer than {sequence_length} tokens",
     }.get(name, name)
 
@@ -216,7 +217,7 @@ class Dataset:
     """What `labels` are places in."""
     records: list[dict[str, Any]] = field(default_factory=list)
     """Of prompts, per row: id, text (rendered prompt), prompt (text or messages), reference (good answer or None); with
-    rewards that read columns of the rows, those as `columns`."""
+    rewards that read columns of the rows, those as `columns`. Of cases: id, text, reference, case, columns."""
     captions: tuple[str, ...] = ()
     """Of images: one each; none without captions."""
     row_ids_path: Path | None = None
@@ -249,7 +250,7 @@ class Dataset:
         return {name: mixture.rows(source) for source, name in enumerate(names) if mixture is not None}
 
     def __len__(self) -> int:
-        """Return the number of rows: packed sequences, pairs, prompts or images."""
+        """Return the number of rows: packed sequences, pairs, prompts, cases or images."""
         return int(self.report.holds.get("sequences", self.report.rows_in))
 
     @property

@@ -8,7 +8,9 @@ from trainers.data.bad_row import BadRow
 from trainers.data.message_parts import read_parts
 from trainers.data.messages import Messages, read_messages
 
-RowRole = Literal["text", "labels", "instructions", "image_text", "seq2seq", "preferences", "judged", "prompts"]
+RowRole = Literal[
+    "text", "labels", "instructions", "image_text", "seq2seq", "preferences", "judged", "prompts", "cases"
+]
 """What rows are read for: language modelling, classification, instruction tuning without or with images, source to
 target, pairs of answers, single answers with a verdict, or generation."""
 Role = RowRole | Literal["images"]
@@ -49,6 +51,8 @@ def in_form(found: Mapping[str, Any], role: RowRole, images: list[Any] | None) -
             return _judged(found)
         case "prompts":
             return _prompt(found)
+        case "cases":
+            raise AssertionError("rows of a benchmark keep their own columns")
 
 
 def is_conversational(value: Any) -> bool:

@@ -127,6 +127,8 @@ def column_names(source: PlainSource) -> Mapping[str, str]:
 
 def to_row(raw: RawRow, role: RowRole, columns: Mapping[str, str]) -> Row:
     """Bring a row into its form; the images that it names are opened, relative paths from its file's folder."""
+    if role == "cases":
+        return Row(raw.id, {"case": raw.columns})
     own = raw.columns if role == "prompts" else {}
     if raw.is_canonical:
         return Row(raw.id, raw.columns, own=own)

@@ -20,13 +20,15 @@ def run_evaluate(spec: Evaluate, context: StageContext, suites: Sequence[Suite])
     labels = spec.labels()
     metrics: dict[str, float] = {}
     samples: list[dict[str, Any]] = []
+    rows: dict[str, Sequence[dict[str, Any]]] = {}
     for number, measure in enumerate(suites):
         found = measure(spec, context, labels, Parts(number * len(labels), len(suites) * len(labels)))
         metrics |= found.metrics
         samples += found.samples
+        rows |= found.rows
     context.observer.metrics(0, {name: value for name, value in metrics.items() if math.isfinite(value)})
     context.observer.phase("write")
-    return _write_candidate(spec, context, metrics, samples)
+    return _write_candidate(spec, context, metrics, samples, rows)
 
 
 def _demand_measured(spec: Evaluate, context: StageContext) -> None:
@@ -41,9 +43,13 @@ def _demand_measured(spec: Evaluate, context: StageContext) -> None:
 
 
 def _write_candidate(
-    spec: Evaluate, context: StageContext, metrics: Mapping[str, float], samples: Sequence[dict[str, Any]]
+    spec: Evaluate,
+    context: StageContext,
+    metrics: Mapping[str, float],
+    samples: Sequence[dict[str, Any]],
+    rows: Mapping[str, Sequence[dict[str, Any]]],
 ) -> Candidate | None:
-    """Upload the report, and show its samples in the run's folder."""
+    """Upload the report and the rows of benchmarks, and show its samples in the run's folder."""
     if context.ranks.rank != 0:
         return None
     finite = {name: value for name, value in sorted(metrics.items()) if math.isfinite(value)}
@@ -56,6 +62,10 @@ def _write_candidate(
         for name, content in (("report.json", finite), ("samples.json", samples)):
             text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True)
             (folder / name).write_text(f"{text}\n", encoding="utf-8")
+        for name, lines in rows.items():
+            (folder / "rows").mkdir(exist_ok=True)
+            text = "".join(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n" for line in lines)
+            (folder / "rows" / f"{name}.jsonl").write_text(text, encoding="utf-8")
         files = context.store.objects.put_folder(folder)
     return Candidate(
         kind="report",

@@ -1,7 +1,7 @@
 """What a suite of an evaluation is: it measures every model of the stage and says what it found."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import nn
@@ -25,6 +25,8 @@ class Measured:
     """By `model.metric`."""
     samples: Sequence[dict[str, Any]] = ()
     """Lines for the report: {prompt, model, response, ...}, or {model, image, caption}."""
+    rows: Mapping[str, Sequence[dict[str, Any]]] = field(default_factory=dict)
+    """Lines for each case of a benchmark, by its name."""
 
 
 @dataclass(frozen=True)

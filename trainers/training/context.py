@@ -291,7 +291,7 @@ def text_request(
     """Return the request for rows of text in the layout of their role; see `text_settings`."""
     assert use.role != "images"
     settings = text_settings(use.role, tokenization, sequence_length, template)
-    return data_request(context, use, text_layout(use.role, settings, use.carried))
+    return data_request(context, use, text_layout(use.role, settings, use.carried, use.form))
 
 
 def open_dataset(context: StageContext, request: DataRequest) -> Dataset:

@@ -11,11 +11,24 @@ from recipes.stages.answers import Input
 from recipes.stages.rewards.answers import Exact, MathVerify, Number
 from recipes.stages.rewards.forms import JsonSchema, Length, RegularExpression, Tags
 from recipes.stages.rewards.outside import EntryPointTerm, ModelTerm, PythonTerm, UrlTerm
+from recipes.stages.rewards.overlap import F1, Bleu, ChrF, RougeL
 from recipes.stages.rewards.term import Term
 from recipes.stages.rewards.words import RealWords, Repetition
 
 RewardRule = Annotated[
-    Exact | Number | MathVerify | RegularExpression | Tags | JsonSchema | Length | RealWords | Repetition,
+    Exact
+    | Number
+    | MathVerify
+    | F1
+    | RougeL
+    | ChrF
+    | Bleu
+    | RegularExpression
+    | Tags
+    | JsonSchema
+    | Length
+    | RealWords
+    | Repetition,
     Field(discriminator="rule"),
 ]
 """Rules by their names."""

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from recipes.data.text import Source
 from recipes.errors import RequestError
+from recipes.stages.benchmarks.union import AnyBenchmark
 from trainers.data import materialise as module
 from trainers.data.batches import BatchPlan, evaluation_batches
 from trainers.data.dataset import Contents, DataLayout, Dataset, Fate
@@ -48,11 +49,16 @@ ROWS: dict[str, Callable[[int], dict[str, Any]]] = {
         "prompt": f"Return {n // 2}? ", "completion": f"the sum {n} " * (n % 3 + 1), "label": n % 2 == 0,
     },
     "prompts": lambda n: {"prompt": f"Return {n}? " * (n % 3 + 1)},
+    "cases": lambda n: {"query": f"Return {n}? " * (n % 3 + 1), "choices": ["a sum", "nothing"], "gold": n % 2},
     "image_text": lambda n: {
         "images": [f"images/{n % 3}/{n}.png"], "prompt": "Which? ", "completion": f"Number {n}." * (n % 3 + 1),
     },
 }  # fmt: skip
 """A row of each layout of text by its number."""
+FORM = TypeAdapter[Any](AnyBenchmark).validate_python(
+    {"suite": "multiple_choice", "layout": "query", "data": {"source": "jsonl", "files": ["rows.jsonl"]}}
+)
+"""The benchmark of `cases`."""
 BATCHED = sorted({*LAYOUTS} - {"stream", "labelled"})
 """Layouts whose batches `BatchPlan` deals out; streams have lanes, and labelled rows a plan of their own."""
 
@@ -80,7 +86,7 @@ def request_of(tmp_path: Path, tokenization: Tokenization, llava: Path) -> Calla
             layout = Stream(settings)
         else:
             layout = text_layout(
-                {"packed": "text", "labelled": "labels", "pairs": "preferences"}.get(name, name), settings
+                {"packed": "text", "labelled": "labels", "pairs": "preferences"}.get(name, name), settings, form=FORM
             )  # type: ignore[arg-type]
         rows = "".join(json.dumps(ROWS[name](number)) + "\n" for number in range(NUM_ROWS))
         (tmp_path / "rows.jsonl").write_text(rows)

@@ -19,6 +19,7 @@ PAGES = (
     "your-gpus.md",
     "your-cluster.md",
     "your-reward.md",
+    "your-evaluation.md",
     "how-much.md",
     "verification-failed.md",
 )
@@ -77,6 +78,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "made" / "chat" / "model").rename(tmp_path / "my-model")
     rows = [{"question": f"What is {n} and {n}?", "answer": f"It is {2 * n}.", "id": n} for n in range(40)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    choices = {"text": ["salt", "nectar"], "label": ["A", "B"]}
+    asked = {"question": "What do bees collect?", "choices": choices, "answerKey": "B"}
+    (tmp_path / "choices.jsonl").write_text(json.dumps(asked) + "\n")
     (tmp_path / "llama-8b").mkdir()
     (tmp_path / "llama-8b" / "config.json").write_text(json.dumps(LLAMA_8B))
     monkeypatch.chdir(tmp_path)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from rlhf.comparison import correlation, distinct_n, mean_and_std, repeated_share, wilson_interval, win_rate
+from rlhf.comparison import correlation, distinct_n, mean_and_std, repeated_share, win_rate
+from trainers.evaluation.intervals import wilson_interval
 
 
 def test_wilson_interval_of_a_textbook_case() -> None:

@@ -1,10 +1,13 @@
 """Which layouts there are, and which one rows of text take."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
+from recipes.stages.answers import CaseForm
 from trainers.data.dataset import DataLayout
 from trainers.data.encoding import Marked, TextSettings
+from trainers.data.layouts.cases import Cases
 from trainers.data.layouts.image_text import ImageText
 from trainers.data.layouts.images import Images
 from trainers.data.layouts.judged import Judged
@@ -32,16 +35,21 @@ class TextLayout(DataLayout, Protocol):
 TEXT_LAYOUTS = (Labelled, Seq2Seq, Pairs, Judged)
 """Each takes the rows of its role, and has no settings of its own."""
 LAYOUTS: dict[str, type[DataLayout]] = {
-    layout.name: layout for layout in (Packed, Stream, ImageText, Images, Prompts, *TEXT_LAYOUTS)
+    layout.name: layout for layout in (Packed, Stream, ImageText, Images, Prompts, Cases, *TEXT_LAYOUTS)
 }
 """By the names under which sets know them."""
 
 
-def text_layout(role: RowRole, text: TextSettings, carried: tuple[str, ...] = ()) -> TextLayout:
+def text_layout(
+    role: RowRole, text: TextSettings, carried: tuple[str, ...] = (), form: CaseForm | None = None
+) -> TextLayout:
     """Return the layout of rows of text alone that are read for a role; a stream is asked for by its class.
 
-    Columns are carried along with prompts alone.
+    Columns are carried along with prompts and cases alone; `form` makes cases of rows.
     """
+    if role == "cases":
+        assert form is not None, "cases have a form"
+        return Cases(replace(text, template="none"), form, carried)
     if role == "prompts":
         return Prompts(text, carried)
     if role == "text" or role == "instructions":

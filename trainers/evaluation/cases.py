@@ -1,0 +1,203 @@
+"""A benchmark's cases as a model is asked them: examples before each, shared by the ranks, answers kept as they come.
+
+What an attempt has answered stays with the run, so that a resumed one does not ask it again.
+"""
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from recipes.errors import RequestError
+from recipes.stages.benchmarks.case import SHOT_END, Benchmark, Case
+from recipes.stages.benchmarks.union import AnyBenchmark
+from recipes.stages.evaluate import Evaluate
+from recipes.stages.suites import NUM_CASES
+from trainers.data.dataset import Dataset
+from trainers.data.tokenizer import Tokenization, load_tokenization
+from trainers.evaluation.intervals import mean_interval
+from trainers.evaluation.suite import REFERENCE, Measured, Parts
+from trainers.runtime import distributed
+from trainers.store.runs import SegmentWriter
+from trainers.training.context import StageContext, model_folder, open_dataset, text_request
+
+FLUSH_S = 2.0
+"""Answers are kept at least this often."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A case as a model gets it."""
+
+    id: str
+    """Of its first row: file and number."""
+    case: Case
+    """With the examples before it."""
+    record: Mapping[str, Any]
+    """Its columns for the scorers."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a model made of a case; a line of the artifact's `rows/NAME.jsonl`."""
+
+    id: str
+    values: Mapping[str, float]
+    """By figure."""
+    said: str
+    """What it chose or wrote."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """The log-likelihoods of its options."""
+
+
+@dataclass
+class Journal:
+    """Answers of one model to one benchmark: those of earlier attempts of this stage, and those that come."""
+
+    context: StageContext
+    name: str
+    """Of the benchmark and the model."""
+    known: dict[str, Answered]
+    writer: SegmentWriter
+    _flushed_at: float = 0.0
+
+    @classmethod
+    def of(cls, context: StageContext, name: str) -> "Journal":
+        """Read what was answered before."""
+        run, key = context.store.run(context.run), [context.fingerprint, name]
+        lines = run.read_lines(f"cases/{context.stage}")
+        known = {line["answer"]["id"]: Answered(**line["answer"]) for line in lines if line["of"] == key}
+        writer = run.writer(f"cases/{context.stage}/{context.lease}/{context.ranks.rank}")
+        return cls(context, name, known, writer)
+
+    def add(self, answers: Sequence[Answered]) -> None:
+        """Keep answers."""
+        for answer in answers:
+            self.known[answer.id] = answer
+            self.writer.append({"of": [self.context.fingerprint, self.name], "answer": vars(answer)})
+        if time.monotonic() - self._flushed_at > FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Make what was kept last."""
+        self.writer.flush()
+        self._flushed_at = time.monotonic()
+
+
+Answer = Callable[[Evaluate, StageContext, AnyBenchmark, str, Tokenization, Sequence[Asked]], Any]
+"""Yields lists of `Answered`: asks the model at a field path all of these cases."""
+
+
+def measure_benchmark(
+    name: str, answer: Answer, spec: Evaluate, context: StageContext, labels: Sequence[str], parts: Parts
+) -> Measured:
+    """Ask every model the cases of a benchmark that it has not answered; collective."""
+    benchmark = spec.benchmarks[name]
+    metrics: dict[str, float] = {}
+    lines: list[dict[str, Any]] = []
+    samples: list[dict[str, Any]] = []
+    for index, label in enumerate(labels):
+        path, place = f"of.{index}", parts.place(index)
+        tokenization = load_tokenization(model_folder(context, path))
+        asked = open_cases(spec, context, name, tokenization)
+        journal = Journal.of(context, f"{name} {label}")
+        own = asked[context.ranks.rank :: context.ranks.world_size]
+        todo = [one for one in own if one.id not in journal.known]
+        if todo:
+            answers = answer(spec, context, benchmark, path, tokenization, todo)
+            done = len(own) - len(todo)
+            for found in answers:
+                journal.add(found)
+                done += len(found)
+                told = {"rows": min(done * context.ranks.world_size, len(asked)), "rows_planned": len(asked)}
+                context.observer.phase(name, **told, **place)
+        journal.flush()
+        mine = [{**vars(journal.known[one.id])} for one in own]
+        merged = {line["id"]: line for part in distributed.gather_json(mine) for line in part}
+        rows = [merged[one.id] for one in asked]
+        metrics |= {f"{label}.{name}.{figure}": value for figure, value in figures(benchmark, asked, rows).items()}
+        lines += [{"model": label, "group": one.case.group, **row} for one, row in zip(asked, rows, strict=True)]
+        samples += _samples(label, asked, rows, spec.num_samples, with_truth=index == 0)
+    return Measured(metrics, samples, {name: lines})
+
+
+def open_cases(spec: Evaluate, context: StageContext, name: str, tokenization: Tokenization) -> list[Asked]:
+    """Return a benchmark's cases with their examples; raises RequestError where these are too few. Collective."""
+    benchmark = spec.benchmarks[name]
+
+    def opened(key: str) -> Dataset:
+        use = spec.get_source(f"benchmarks.{name}.{key}")
+        return open_dataset(context, text_request(context, use, tokenization, benchmark.max_tokens))
+
+    dataset = opened("data")
+    shots = benchmark.num_shots
+    others = spec.find_source(f"benchmarks.{name}.examples")
+    pool = _by_group(dataset if others is None else opened("examples")) if shots else {}
+    everyone = [one for group in pool.values() for one in group]
+    asked: list[Asked] = []
+    for record in dataset.records:
+        case = Case.from_json(record["case"])
+        before = examples(pool.get(case.group, everyone), shots, record["id"], context.seed, f"benchmarks.{name}")
+        asked.append(Asked(record["id"], case.asked(f"{benchmark.beginning}{before}"), record))
+    fitting = [one for one in asked if _tokens(one.case, tokenization) + benchmark.writes <= benchmark.max_tokens]
+    if len(fitting) < len(asked):
+        left_out = f"{len(asked) - len(fitting)} of {len(asked)} cases are left out"
+        context.observer.notify(f"benchmarks.{name}: {left_out}: longer than max_tokens ({benchmark.max_tokens})")
+    if not fitting:
+        raise RequestError(f"benchmarks.{name}: no case has at most {benchmark.max_tokens} tokens: raise max_tokens")
+    return fitting
+
+
+def _by_group(dataset: Dataset) -> dict[str, list[tuple[str, Case]]]:
+    found: dict[str, list[tuple[str, Case]]] = {}
+    for record in dataset.records:
+        case = Case.from_json(record["case"])
+        found.setdefault(case.group, []).append((record["id"], case))
+    return found
+
+
+def _tokens(case: Case, tokenization: Tokenization) -> int:
+    """The tokens of a case's longest text, one more for a beginning."""
+    return 1 + max(map(len, tokenization.encode_batch([option.context + option.text for option in case.options])))
+
+
+def examples(others: Sequence[tuple[str, Case]], shots: int, name: str, seed: int, place: str) -> str:
+    """Return so many answered questions, drawn by the seed and the row's name, none of them the row itself."""
+    drawn = [case for number, case in others if number != name]
+    if len(drawn) < shots:
+        raise RequestError(f"{place}: {shots} shots for {name}, but only {len(drawn)} other rows of its subject")
+    chosen = random.Random(f"{seed} {name}").sample(drawn, shots)
+    return "".join("".join(case.best) + SHOT_END for case in chosen)
+
+
+def figures(benchmark: Benchmark, asked: Sequence[Asked], rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return each figure with its interval and the number of cases; the first one by group as well."""
+    found: dict[str, float] = {NUM_CASES: float(len(rows))}
+    for metric in benchmark.metrics:
+        mean, low, high = mean_interval([row["values"][metric] for row in rows])
+        found |= {metric: mean, f"{metric}_low": low, f"{metric}_high": high}
+    for reference in benchmark.references:
+        found[reference] = sum(row["values"][reference] for row in rows) / len(rows)
+    groups: dict[str, list[float]] = {}
+    first = benchmark.metrics[0]
+    for one, row in zip(asked, rows, strict=True):
+        groups.setdefault(one.case.group, []).append(row["values"][first])
+    for group, values in groups.items() if len(groups) > 1 else ():
+        spelt = "".join(c if c.isascii() and c.isalnum() else "_" for c in group.lower()) or "none"
+        found |= {f"{first}.{spelt}": sum(values) / len(values), f"{first}.{spelt}.{NUM_CASES}": float(len(values))}
+    return found
+
+
+def _samples(
+    label: str, asked: Sequence[Asked], rows: Sequence[Mapping[str, Any]], count: int, *, with_truth: bool
+) -> list[dict[str, Any]]:
+    """Lines {prompt, model, response, rewards} of the first cases; the data's own answer stands first."""
+    lines: list[dict[str, Any]] = []
+    for one, row in list(zip(asked, rows, strict=True))[:count]:
+        context, best = one.case.best
+        prompt = context or f"({one.id})"
+        if with_truth and one.case.right:
+            lines.append({"prompt": prompt, "model": REFERENCE, "response": best.strip()})
+        lines.append({"prompt": prompt, "model": label, "response": row["said"], "rewards": row["values"]})
+    return lines

@@ -39,8 +39,8 @@ class Input:
 class CaseForm(Protocol):
     """What makes cases of a benchmark's rows, each after its name."""
 
-    def cases(self, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterable[tuple[str, Any]]:
-        """Cases by the name of their first row; None: a row is missing. Raises ValueError for one that does not fit."""
+    def cases(self, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterable[tuple[int, Any]]:
+        """Cases by the place of their first row; None: a row is missing. Raises ValueError for a wrong one."""
 
     def shown(self, row: tuple[str, Mapping[str, Any]]) -> tuple[str, str]:
         """What a model reads of a row, and what it is to say."""

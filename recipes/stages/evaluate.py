@@ -36,6 +36,7 @@ from recipes.stages.rollout import Sampling
 from recipes.stages.sharding import Shard
 from recipes.stages.suites import (
     BEATS_TRUTH,
+    GAIN,
     INTERVAL,
     NOISE,
     NUM_CASES,
@@ -233,6 +234,9 @@ class Evaluate(TextStage):
                 f"{label}.{name}.{figure}"
                 for label in labels
                 for figure in (*figures, *benchmark.references, NUM_CASES)
+            }
+            names |= {
+                f"{label}.{name}.{figure}{end}" for label in labels[1:] for figure in benchmark.metrics for end in GAIN
             }
         return names
 

@@ -25,6 +25,8 @@ BEATS_TRUTH = "beats_truth_{}"
 """By a term of the reward: the share of prompts at which an answer has more than the true one, ties counted half."""
 INTERVAL, NUM_CASES = ("_low", "_high"), "n"
 """Of a benchmark's figures: the ends of the 95 % interval, and how many rows it is of."""
+GAIN = ("_gain", "_gain_low", "_gain_high", "_gain_p")
+"""What a later model has more of them than the first on the same rows, its 95 % interval, and the test's p-value."""
 TARGETS = ("loss", "perplexity", "bleu", "chrf", "eos_rate", "length_mean", "rows_left_out")
 """Of encoder-decoders: the loss of a target's token in nats, then what was written against the targets."""
 IMAGES = (

@@ -1,6 +1,5 @@
 """Benchmarks whose answers are written, and scored by the terms that rewards are made of."""
 
-import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -42,7 +41,7 @@ def write(
         batch = pad_texts([np.asarray(prompts[row]) for row in rows], settings.pad_id, left=True)
         uniforms = None
         if benchmark.temperature > 0:
-            keys = [(zlib.crc32(asked[row].id.encode()), 0) for row in rows]
+            keys = [(asked[row].number, 0) for row in rows]
             uniforms = response_uniforms(context.seed, "benchmark", 0, keys, settings.max_new_tokens)
         with torch.no_grad():
             found = generate(
@@ -53,8 +52,8 @@ def write(
         records = [asked[row].record for row in rows]
         scores = {term.name: term.values(texts, records) for term in terms}
         yield [
-            Answered(asked[row].id, {name: values[place] for name, values in scores.items()}, texts[place])
-            for place, row in enumerate(rows)
+            Answered(one.number, one.id, {name: values[place] for name, values in scores.items()}, texts[place])
+            for place, one in enumerate(asked[row] for row in rows)
         ]
 
 

@@ -13,10 +13,10 @@ from recipes.errors import RequestError
 from recipes.stages.benchmarks.case import SHOT_END, Benchmark, Case
 from recipes.stages.benchmarks.union import AnyBenchmark
 from recipes.stages.evaluate import Evaluate
-from recipes.stages.suites import NUM_CASES
+from recipes.stages.suites import GAIN, NUM_CASES
 from trainers.data.dataset import Dataset
 from trainers.data.tokenizer import Tokenization, load_tokenization
-from trainers.evaluation.intervals import mean_interval
+from trainers.evaluation.intervals import mean_interval, paired
 from trainers.evaluation.suite import REFERENCE, Measured, Parts
 from trainers.runtime import distributed
 from trainers.store.runs import SegmentWriter
@@ -30,6 +30,8 @@ FLUSH_S = 2.0
 class Asked:
     """A case as a model gets it."""
 
+    number: int
+    """Among the cases of its data."""
     id: str
     """Of its first row: file and number."""
     case: Case
@@ -42,6 +44,7 @@ class Asked:
 class Answered:
     """What a model made of a case; a line of the artifact's `rows/NAME.jsonl`."""
 
+    number: int
     id: str
     values: Mapping[str, float]
     """By figure."""
@@ -58,7 +61,7 @@ class Journal:
     context: StageContext
     name: str
     """Of the benchmark and the model."""
-    known: dict[str, Answered]
+    known: dict[int, Answered]
     writer: SegmentWriter
     _flushed_at: float = 0.0
 
@@ -67,14 +70,14 @@ class Journal:
         """Read what was answered before."""
         run, key = context.store.run(context.run), [context.fingerprint, name]
         lines = run.read_lines(f"cases/{context.stage}")
-        known = {line["answer"]["id"]: Answered(**line["answer"]) for line in lines if line["of"] == key}
+        known = {line["answer"]["number"]: Answered(**line["answer"]) for line in lines if line["of"] == key}
         writer = run.writer(f"cases/{context.stage}/{context.lease}/{context.ranks.rank}")
         return cls(context, name, known, writer)
 
     def add(self, answers: Sequence[Answered]) -> None:
         """Keep answers."""
         for answer in answers:
-            self.known[answer.id] = answer
+            self.known[answer.number] = answer
             self.writer.append({"of": [self.context.fingerprint, self.name], "answer": vars(answer)})
         if time.monotonic() - self._flushed_at > FLUSH_S:
             self.flush()
@@ -97,13 +100,14 @@ def measure_benchmark(
     metrics: dict[str, float] = {}
     lines: list[dict[str, Any]] = []
     samples: list[dict[str, Any]] = []
+    start: dict[int, dict[str, Any]] = {}
     for index, label in enumerate(labels):
         path, place = f"of.{index}", parts.place(index)
         tokenization = load_tokenization(model_folder(context, path))
         asked = open_cases(spec, context, name, tokenization)
         journal = Journal.of(context, f"{name} {label}")
         own = asked[context.ranks.rank :: context.ranks.world_size]
-        todo = [one for one in own if one.id not in journal.known]
+        todo = [one for one in own if one.number not in journal.known]
         if todo:
             answers = answer(spec, context, benchmark, path, tokenization, todo)
             done = len(own) - len(todo)
@@ -113,10 +117,15 @@ def measure_benchmark(
                 told = {"rows": min(done * context.ranks.world_size, len(asked)), "rows_planned": len(asked)}
                 context.observer.phase(name, **told, **place)
         journal.flush()
-        mine = [{**vars(journal.known[one.id])} for one in own]
-        merged = {line["id"]: line for part in distributed.gather_json(mine) for line in part}
-        rows = [merged[one.id] for one in asked]
-        metrics |= {f"{label}.{name}.{figure}": value for figure, value in figures(benchmark, asked, rows).items()}
+        mine = [vars(journal.known[one.number]) for one in own]
+        merged = {line["number"]: line for part in distributed.gather_json(mine) for line in part}
+        rows = [merged[one.number] for one in asked]
+        found = figures(benchmark, asked, rows)
+        if index == 0:
+            start = merged
+        else:
+            found |= gains(benchmark, start, merged)
+        metrics |= {f"{label}.{name}.{figure}": value for figure, value in found.items()}
         lines += [{"model": label, "group": one.case.group, **row} for one, row in zip(asked, rows, strict=True)]
         samples += _samples(label, asked, rows, spec.num_samples, with_truth=index == 0)
     return Measured(metrics, samples, {name: lines})
@@ -136,10 +145,11 @@ def open_cases(spec: Evaluate, context: StageContext, name: str, tokenization: T
     pool = _by_group(dataset if others is None else opened("examples")) if shots else {}
     everyone = [one for group in pool.values() for one in group]
     asked: list[Asked] = []
-    for record in dataset.records:
-        case = Case.from_json(record["case"])
-        before = examples(pool.get(case.group, everyone), shots, record["id"], context.seed, f"benchmarks.{name}")
-        asked.append(Asked(record["id"], case.asked(f"{benchmark.beginning}{before}"), record))
+    for number, record in enumerate(dataset.records):
+        case, row = Case.from_json(record["case"]), record["id"]
+        there = [one for place, one in pool.get(case.group, everyone) if others is not None or place != number]
+        before = examples(there, shots, f"{context.seed} {number}", f"benchmarks.{name}: {row}")
+        asked.append(Asked(number, row, case.asked(f"{benchmark.beginning}{before}"), record))
     fitting = [one for one in asked if _tokens(one.case, tokenization) + benchmark.writes <= benchmark.max_tokens]
     if len(fitting) < len(asked):
         left_out = f"{len(asked) - len(fitting)} of {len(asked)} cases are left out"
@@ -149,11 +159,11 @@ def open_cases(spec: Evaluate, context: StageContext, name: str, tokenization: T
     return fitting
 
 
-def _by_group(dataset: Dataset) -> dict[str, list[tuple[str, Case]]]:
-    found: dict[str, list[tuple[str, Case]]] = {}
-    for record in dataset.records:
+def _by_group(dataset: Dataset) -> dict[str, list[tuple[int, Case]]]:
+    found: dict[str, list[tuple[int, Case]]] = {}
+    for number, record in enumerate(dataset.records):
         case = Case.from_json(record["case"])
-        found.setdefault(case.group, []).append((record["id"], case))
+        found.setdefault(case.group, []).append((number, case))
     return found
 
 
@@ -162,13 +172,11 @@ def _tokens(case: Case, tokenization: Tokenization) -> int:
     return 1 + max(map(len, tokenization.encode_batch([option.context + option.text for option in case.options])))
 
 
-def examples(others: Sequence[tuple[str, Case]], shots: int, name: str, seed: int, place: str) -> str:
-    """Return so many answered questions, drawn by the seed and the row's name, none of them the row itself."""
-    drawn = [case for number, case in others if number != name]
-    if len(drawn) < shots:
-        raise RequestError(f"{place}: {shots} shots for {name}, but only {len(drawn)} other rows of its subject")
-    chosen = random.Random(f"{seed} {name}").sample(drawn, shots)
-    return "".join("".join(case.best) + SHOT_END for case in chosen)
+def examples(there: Sequence[Case], shots: int, key: str, place: str) -> str:
+    """Return so many answered questions of those that are there, drawn by a key."""
+    if len(there) < shots:
+        raise RequestError(f"{place}: {shots} shots, but there are {len(there)} other rows of its subject")
+    return "".join("".join(case.best) + SHOT_END for case in random.Random(key).sample(there, shots))
 
 
 def figures(benchmark: Benchmark, asked: Sequence[Asked], rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -186,6 +194,18 @@ def figures(benchmark: Benchmark, asked: Sequence[Asked], rows: Sequence[Mapping
     for group, values in groups.items() if len(groups) > 1 else ():
         spelt = "".join(c if c.isascii() and c.isalnum() else "_" for c in group.lower()) or "none"
         found |= {f"{first}.{spelt}": sum(values) / len(values), f"{first}.{spelt}.{NUM_CASES}": float(len(values))}
+    return found
+
+
+def gains(
+    benchmark: Benchmark, start: Mapping[int, Mapping[str, Any]], rows: Mapping[int, Mapping[str, Any]]
+) -> dict[str, float]:
+    """Return what a model has more than the first of each figure, on the cases that both were asked."""
+    both = sorted(start.keys() & rows.keys())
+    found: dict[str, float] = {}
+    for metric in benchmark.metrics if both else ():
+        first, second = ([answers[number]["values"][metric] for number in both] for answers in (start, rows))
+        found |= {f"{metric}{end}": value for end, value in zip(GAIN, paired(first, second), strict=True)}
     return found
 
 

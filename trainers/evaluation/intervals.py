@@ -26,10 +26,19 @@ def mean_interval(values: Sequence[float], z: float = Z_95) -> tuple[float, floa
     return mean, mean - spread, mean + spread
 
 
-def mcnemar(first: Sequence[float], second: Sequence[float]) -> float:
-    """The exact two-sided p-value of McNemar's test (1947) on the same cases, each right (1) or wrong (0)."""
-    gained = sum(a < b for a, b in zip(first, second, strict=True))
-    lost = sum(a > b for a, b in zip(first, second, strict=True))
-    count, fewer = gained + lost, min(gained, lost)
-    tail = sum(math.comb(count, k) for k in range(fewer + 1))
-    return min(1.0, 2 * tail / 2**count)
+def paired(first: Sequence[float], second: Sequence[float], z: float = Z_95) -> tuple[float, float, float, float]:
+    """The mean of what each case has more the second time, its 95 % interval, and a two-sided p-value.
+
+    The test is McNemar's exact one (1947) where every value is 0 or 1, else the normal one of paired differences.
+    """
+    differences = [b - a for a, b in zip(first, second, strict=True)]
+    count = len(differences)
+    mean = math.fsum(differences) / count
+    error = math.sqrt(math.fsum((value - mean) ** 2 for value in differences) / max(count - 1, 1) / count)
+    if all(value in (0.0, 1.0) for value in (*first, *second)):
+        changed = sum(value != 0 for value in differences)
+        fewer = min(sum(value > 0 for value in differences), sum(value < 0 for value in differences))
+        p = min(1.0, 2 * sum(math.comb(changed, k) for k in range(fewer + 1)) / 2**changed)
+    else:
+        p = math.erfc(abs(mean) / error / math.sqrt(2)) if error else float(mean == 0)
+    return mean, mean - z * error, mean + z * error, p

@@ -107,8 +107,8 @@ class Benchmark(Strict):
         return 0
 
     @abstractmethod
-    def cases(self, rows: Iterable[Named]) -> Iterable[tuple[str, Case | None]]:
-        """Cases by the name of their first row, in the order of the rows; None: what belongs with it is not there.
+    def cases(self, rows: Iterable[Named]) -> Iterable[tuple[int, Case | None]]:
+        """Cases by the place of their first row, in the order of the rows; None: what belongs with it is not there.
 
         Raises UnfitRow, which names the row.
         """

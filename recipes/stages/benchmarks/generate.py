@@ -65,13 +65,13 @@ class Generate(Asked):
     def writes(self) -> int:
         return self.max_new_tokens
 
-    def cases(self, rows: Iterable[Named]) -> Iterator[tuple[str, Case]]:
-        for name, row in rows:
+    def cases(self, rows: Iterable[Named]) -> Iterator[tuple[int, Case]]:
+        for place, (name, row) in enumerate(rows):
             try:
                 option = Option(_filled(self.prompt, row), _filled(self.answer, row))
             except UnfitRow as error:
                 raise UnfitRow(f"{name}: {error}") from None
-            yield name, Case((option,), (0,))
+            yield place, Case((option,), (0,))
 
     def shown(self, row: Named) -> tuple[str, str]:
         ((_, case),) = self.cases([row])

@@ -60,9 +60,9 @@ class MultipleChoice(Asked):
     def references(self) -> tuple[str, ...]:
         return () if self.layout == "truthful_qa" else ("chance",)
 
-    def cases(self, rows: Iterable[Named]) -> Iterator[tuple[str, Case]]:
-        for name, row in rows:
-            yield name, self._case(name, row)
+    def cases(self, rows: Iterable[Named]) -> Iterator[tuple[int, Case]]:
+        for place, (name, row) in enumerate(rows):
+            yield place, self._case(name, row)
 
     def shown(self, row: Named) -> tuple[str, str]:
         return self._case(*row).asked(self.preface).best

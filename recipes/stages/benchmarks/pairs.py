@@ -38,22 +38,22 @@ class PairLikelihood(Benchmark):
     def metrics(self) -> tuple[str, ...]:
         return ("prefers_first", "difference")
 
-    def cases(self, rows: Iterable[Named]) -> Iterator[tuple[str, Case | None]]:
+    def cases(self, rows: Iterable[Named]) -> Iterator[tuple[int, Case | None]]:
         """Pairs in the order of their first rows; None for a sentence whose other one is not among the rows."""
-        first: dict[str, str] = {}
+        first: dict[str, int] = {}
         found: dict[str, Sides] = {}
-        for name, row in rows:
+        for place, (name, row) in enumerate(rows):
             sides = self._sides(name, row)
             if not sides.sentences:
                 continue
             known = found.setdefault(sides.key, sides)
-            first.setdefault(sides.key, name)
+            first.setdefault(sides.key, place)
             known.sentences.update(sides.sentences)
         for key, sides in found.items():
             if len(sides.sentences) < 2:
                 yield first[key], None
             else:
-                options = tuple(Option("", sides.sentences[place]) for place in (0, 1))
+                options = tuple(Option("", sides.sentences[side]) for side in (0, 1))
                 yield first[key], Case(options, group=sides.group)
 
     def shown(self, row: Named) -> tuple[str, str]:

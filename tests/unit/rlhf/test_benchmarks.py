@@ -20,6 +20,7 @@ from recipes.stages.rewards.union import RewardRule
 from tests.chat_models import DOCUMENT_END, chat_tokenizer, write_chat_model, write_rows
 from tests.observers import Quiet
 from trainers.evaluation.evaluate_stage import run_evaluate
+from trainers.evaluation.intervals import paired
 from trainers.models.imports import import_folder
 from trainers.runtime.distributed import Ranks
 from trainers.store.manifest import ArtifactManifest
@@ -60,7 +61,12 @@ class Bench:
         self.number = 0
 
     def measure(
-        self, rows: Sequence[Mapping[str, Any]] | str, observer: Quiet | None = None, run: str = "", **keys: Any
+        self,
+        rows: Sequence[Mapping[str, Any]] | str,
+        observer: Quiet | None = None,
+        run: str = "",
+        of: Sequence[str] = ("m",),
+        **keys: Any,
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Evaluate one benchmark `b`; returns its metrics, and its rows as the artifact holds them."""
         self.number += 1
@@ -72,20 +78,22 @@ class Bench:
             data = {"source": "jsonl", "files": ["rows.jsonl"]}
         spec = Evaluate.model_validate(
             {
-                "kind": "evaluate", "of": ["m"], "suites": [], "num_samples": 3,
+                "kind": "evaluate", "of": list(of), "suites": [], "num_samples": 3,
                 "benchmarks": {"b": {"data": data, "max_tokens": 256, **keys}},
                 "shard": {"engine": "plain", "precision": "fp32"},
             }
         )  # fmt: skip
+        inputs = {f"of.{index}": self.made for index in range(len(of))}
         context = StageContext(
-            self.store, run or f"run{self.number}", "e", "f" * 64, self.number, 0, self.folder, {"of.0": self.made}, {},
+            self.store, run or f"run{self.number}", "e", "f" * 64, self.number, 0, self.folder, inputs, {},
             observer or Quiet(), Ranks(0, 1, 0, torch.device("cpu")),
         )  # fmt: skip
         candidate = run_evaluate(spec, context, suites_of(spec))
         assert candidate is not None
         lines = self.store.objects.get_bytes(candidate.files["rows/b.jsonl"].sha256).decode().splitlines()
+        plain = {name for name in candidate.metrics if name.count(".") == 2}
+        assert plain == spec.metrics()
         metrics = {name.removeprefix("m.b."): value for name, value in candidate.metrics.items()}
-        assert {f"m.b.{name}" for name in metrics if name.count(".") == 0} == spec.metrics()
         return metrics, [json.loads(line) for line in lines]
 
     @torch.no_grad()
@@ -210,6 +218,13 @@ def test_examples_stand_before_the_question_and_are_never_the_question(bench: Be
         bench.measure(rows[:2], **keys)
 
 
+def test_several_models_are_compared_with_the_first(bench: Bench) -> None:
+    keys = {"suite": "multiple_choice", "layout": "arc", "of": ("m", "store://same")}
+    found, lines = bench.measure([arc(row, row % 4) for row in range(6)], **keys)
+    assert (found["same.b.acc_gain"], found["same.b.acc_gain_p"]) == (0, 1)
+    assert [line["model"] for line in lines] == ["m"] * 6 + ["same"] * 6
+
+
 def test_truthful_qa_by_the_definitions_of_its_paper(bench: Bench) -> None:
     columns = ("Type", "Category", "Question", "Best Answer", "Correct Answers", "Incorrect Answers", "Source")
     cells = ["T", "C", "Which fox?", "the brown fox", "the brown fox; the quick fox", "the lazy dog; a dog", "s"]
@@ -242,6 +257,31 @@ def test_pairs_are_found_and_compared(bench: Bench) -> None:
     found, (line,) = bench.measure(rows, suite="pairs", layout="winogender")
     assert line["details"]["logprobs"] == [pytest.approx(value, rel=1e-6) for value in values[0]]
     assert found["n"] == 1
+
+
+def test_winobias_pairs_lines_of_two_files(bench: Bench) -> None:
+    for kind, pronouns in (("pro", ("he", "her")), ("anti", ("she", "his"))):
+        lines = [
+            f"{n + 1} [The fox] saw the dog because [{word}] jumps {words(n, 3)}." for n, word in enumerate(pronouns)
+        ]
+        (bench.folder / f"{kind}_stereotyped_type1.txt.dev").write_text("\n".join(lines) + "\n")
+    source = {
+        "source": "csv", "files": ["*_type1.txt.dev"], "header": ["sentence"], "delimiter": "|", "quotes": False,
+    }  # fmt: skip
+    found, lines = bench.measure([], suite="pairs", layout="winobias", data=source)
+    pair = [f"The fox saw the dog because {word} jumps {words(0, 3)}." for word in ("he", "she")]
+    assert found["n"] == 2
+    assert lines[0]["details"]["logprobs"] == [pytest.approx(bench.logprob("", text), rel=1e-6) for text in pair]
+
+
+def test_files_of_equal_names_are_not_mixed_up(bench: Bench) -> None:
+    for folder, row in (("one", 0), ("two", 1)):
+        (bench.folder / folder).mkdir()
+        write_rows(bench.folder / folder / "same.jsonl", [arc(row, 0)])
+    data = {"source": "jsonl", "files": ["*/same.jsonl"]}
+    found, lines = bench.measure([], suite="multiple_choice", layout="arc", data=data)
+    assert found["n"] == 2
+    assert lines[0]["details"] != lines[1]["details"]
 
 
 def test_answers_are_written_and_scored(bench: Bench) -> None:
@@ -281,6 +321,18 @@ def test_rows_that_do_not_fit(bench: Bench) -> None:
     assert found["n"] == 1
     with pytest.raises(RequestError, match="jsonl:2"):
         bench.measure([arc(1, 0), {**arc(2, 0), "answerKey": "9"}], suite="multiple_choice", layout="arc")
+
+
+def test_differences_of_two_models_on_the_same_rows_by_hand() -> None:
+    gain, low, high, p = paired([1, 1, 0, 0, 0, 0, 0, 1], [1, 0, 1, 1, 1, 1, 1, 1])
+    assert gain == pytest.approx(0.5)
+    assert p == pytest.approx(2 * (1 + 6) / 2**6)  # McNemar: 5 better, 1 worse
+    error = math.sqrt((5 * 0.25 + 2.25 + 2 * 0.25) / 7 / 8)
+    assert (low, high) == (
+        pytest.approx(0.5 - 1.95996 * error, abs=1e-4),
+        pytest.approx(0.5 + 1.95996 * error, abs=1e-4),
+    )
+    assert paired([0.0, 0.5, 1.5], [0.0, 0.5, 1.5]) == (0, 0, 0, 1)
 
 
 def test_rules_of_overlap_by_hand() -> None:

@@ -44,18 +44,18 @@ class Cases:
 
     def encode(self, rows: Iterable[Row]) -> Iterator[tuple[Row, Any, np.ndarray]]:
         """Yield each case with its first row, and the tokens of its question and best answer; None for a lone half."""
-        by_name: dict[str, Row] = {}
+        read: list[Row] = []
         tokenization = self.text.tokenization
 
         def named() -> Iterator[tuple[str, Any]]:
             for row in rows:
-                by_name[row.id] = row
+                read.append(row)
                 yield row.id, row.columns["case"]
 
         try:
-            for name, case in self.form.cases(named()):
+            for place, case in self.form.cases(named()):
                 text = "" if case is None else "".join(case.best)
-                yield by_name[name], case, np.asarray(tokenization.encode(text), dtype=np.int32)
+                yield read[place], case, np.asarray(tokenization.encode(text), dtype=np.int32)
         except ValueError as error:
             raise RequestError(str(error)) from None
 

@@ -28,5 +28,5 @@ def choose(
             one = asked[place]
             values, said = benchmark.values(logprobs, one.case), benchmark.picked(logprobs, one.case)
             details = {"logprobs": logprobs, "right": list(one.case.right)}
-            answers.append(Answered(one.id, values, said, details))
+            answers.append(Answered(one.number, one.id, values, said, details))
         yield answers

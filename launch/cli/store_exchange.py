@@ -43,6 +43,7 @@ def import_model(
     as_json: AsJson = False,
 ) -> None:
     """Take a bundle, a model folder, a GGUF file or what `store export` wrote into the store, every byte checked."""
+    from recipes.models.folders import find_sentencepiece
     from trainers.models.imports import import_folder
     from trainers.store.bundle import is_bundle, read_bundle
     from trainers.store.foreign_checkpoints import left_behind
@@ -57,6 +58,8 @@ def import_model(
         raise RequestError(f"--digest: {folder} is not a bundle (it has no bundle.json)")
     elif is_gguf(folder):
         taken = [_import_gguf(opened, folder, source)]
+    elif (sentences := find_sentencepiece(folder)) is not None:
+        taken = [_import_sentencepiece(opened, folder, sentences, source)]
     else:
         imported = import_folder(opened, folder, source=source)
         for line in left_behind(folder):
@@ -86,6 +89,18 @@ def _import_gguf(store: "Store", file: Path, source: str | None) -> "ArtifactMan
     with tempfile.TemporaryDirectory(prefix="trainwright-gguf-") as place:
         write_folder(file, Path(place) / "model")
         return import_folder(store, Path(place) / "model", source=source or file.name)
+
+
+def _import_sentencepiece(store: "Store", folder: Path, name: str, source: str | None) -> "ArtifactManifest":
+    """Take in a model whose tokenizer is a sentencepiece model."""
+    import tempfile
+
+    from trainers.models.imports import import_folder
+    from trainers.models.sentencepiece_import import write_folder
+
+    with tempfile.TemporaryDirectory(prefix="trainwright-sentencepiece-") as place:
+        write_folder(folder, name, Path(place) / "model")
+        return import_folder(store, Path(place) / "model", source=source or folder.absolute().name)
 
 
 def _import_merged(store: "Store", adapter: "ArtifactManifest", source: str) -> "ArtifactManifest":

@@ -189,18 +189,24 @@ def _read_json(path: Path, problems: list[Finding]) -> dict[str, Any] | None:
     return value
 
 
-def _conversion(path: Path) -> str:
+def sentencepiece_conversion(path: Path) -> str:
     """How a tokenizer of sentencepiece becomes a tokenizer.json; empty where there is none."""
-    if not any((path / name).is_file() for name in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")):
+    if find_sentencepiece(path) is None:
         return ""
-    convert = f"AutoTokenizer.from_pretrained({str(path)!r}).save_pretrained({str(path)!r})"
-    return f"convert its sentencepiece model by transformers' {convert}, which needs `pip install sentencepiece`"
+    return f"take the folder in, which converts its sentencepiece model: trainwright store import {path} --name NAME"
+
+
+def find_sentencepiece(path: Path) -> str | None:
+    """The name of the sentencepiece model of a folder that has no tokenizer.json."""
+    names = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+    found = next((name for name in names if (path / name).is_file()), None)
+    return None if (path / "tokenizer.json").is_file() else found
 
 
 def _read_tokenizer(path: Path, problems: list[Finding]) -> TokenizerFacts | None:
     file = path / "tokenizer.json"
     if not file.is_file():
-        problems.append(Finding(Code.MISSING_MODEL_FILE, f"{path}: no tokenizer.json", _conversion(path)))
+        problems.append(Finding(Code.MISSING_MODEL_FILE, f"{path}: no tokenizer.json", sentencepiece_conversion(path)))
         return None
     from tokenizers import Tokenizer
 

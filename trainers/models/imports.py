@@ -10,6 +10,7 @@ from typing import Any
 from recipes.artifact_kinds import ArtifactKind
 from recipes.errors import RequestError
 from recipes.models.folder_classes import find_class
+from recipes.models.folders import sentencepiece_conversion
 from recipes.models.images.base import SETTINGS
 from recipes.models.images.folders import TEXT_ENCODER, TEXT_TOKENIZER, read_image_model_folder
 from recipes.models.vision_language import PROCESSOR_FILES
@@ -50,6 +51,8 @@ TEXT_FILES = (
     *TOKENIZER_FILES,
     *PROCESSOR_FILES,
 )
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Starts of an adapter that peft takes away from the weights below."""
 _BINDING = f"adapter/{ADAPTER_CONFIG}"
 """The file of an adapter's artifact that names the base."""
 _HOW = "headers, names and sizes of the tensors; files hashed"
@@ -239,6 +242,13 @@ def _look_at_adapter(folder: Path) -> _Found:
     if config.get("peft_type") != "LORA":
         found = config.get("peft_type")
         raise RequestError(f"{folder}/{ADAPTER_CONFIG}: peft_type is {found!r}; only LORA is taken in")
+    start = str(config.get("init_lora_weights"))
+    if start.lower().startswith(_CHANGES_BASE):
+        raise RequestError(
+            f"{folder}/{ADAPTER_CONFIG}: init_lora_weights is {start!r}, so that its base is what this start "
+            "left of the model; save it as a plain LoRA: save_pretrained(DIR, path_initial_model_for_weight_conversion="
+            "PATH_OF_THE_UNTRAINED_ADAPTER)"
+        )
     weights = weight_files(folder, file_inside, ADAPTER_WEIGHTS)
     if not (folder / BASE).is_dir():
         raise RequestError(
@@ -258,7 +268,9 @@ def _under(part: str, paths: dict[str, Path]) -> dict[str, Path]:
 
 def _demand_tokenizer(folder: Path) -> None:
     if not (folder / "tokenizer.json").is_file():
-        raise RequestError(f"{folder} has no tokenizer.json; only tokenizers of the `tokenizers` library are read")
+        advice = sentencepiece_conversion(folder)
+        message = f"{folder} has no tokenizer.json; only tokenizers of the `tokenizers` library are read"
+        raise RequestError(f"{message}: {advice}" if advice else message)
 
 
 def _contract(folder: Path, paths: dict[str, Path]) -> str:

@@ -36,6 +36,17 @@ def open_gguf_file(gguf_class: Any, file: Path, **options: Any) -> Any:
         return gguf_class.from_pretrained(place, gguf_file=file.name, local_files_only=True, **options)
 
 
+def open_sentencepiece(tokenizer_class: Any, folder: Path, name: str) -> Any:
+    """Return what transformers makes of a sentencepiece model, with what the folder's JSON says of it."""
+    files = {name: linked_file(folder, name)}
+    for text in ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (folder / text).exists():
+            refuse_code(folder, read_json(folder, text, linked_file), text)
+            files[text] = linked_file(folder, text)
+    with _alone(files) as place:
+        return tokenizer_class.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+
+
 def open_adapter(model: Any, folder: Path) -> Any:
     """Return peft's model with a folder's adapter on it; raises RequestError naming a file that it must not see."""
     from peft import PeftModel

@@ -166,6 +166,12 @@ def test_an_adapter_without_its_model_is_not_taken_in(
     (folder / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "LOHA"}))
     with pytest.raises(RequestError, match="peft_type is 'LOHA'; only LORA is taken in"):
         import_folder(store, folder)
+    for start in ("pissa_niter_4", "OLoRA", "corda", "loftq"):  # on weights that are no longer the model's in base/
+        (folder / "adapter_config.json").write_text(json.dumps({**config, "init_lora_weights": start}))
+        with pytest.raises(RequestError, match=start):
+            import_folder(store, folder)
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "init_lora_weights": "gaussian"}))
+    assert import_folder(store, folder).kind == "adapter"
 
 
 def test_a_report_is_written_whole(store: Store, tmp_path: Path) -> None:

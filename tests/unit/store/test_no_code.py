@@ -168,6 +168,7 @@ def test_what_is_excepted_is_there() -> None:
     assert {ast.unparse(call.func): {word.arg for word in call.keywords} for call in calls} == {
         "stock.from_pretrained": {"local_files_only", "use_safetensors", None},
         "gguf_class.from_pretrained": {"local_files_only", "gguf_file", None},
+        "tokenizer_class.from_pretrained": {"local_files_only", "trust_remote_code"},
         "PeftModel.from_pretrained": set(),
     }
     assert all(ast.unparse(call.args[-1]) in ("place", "str(place)") for call in calls), "the checked view alone"

@@ -15,6 +15,7 @@ from launch.cli.data_commands import data
 from launch.cli.label_command import label
 from launch.cli.model_commands import sample, score
 from launch.cli.options import Address, AsJson, OnGpus, RecipeFile, RunId, Sets, Smoke, StoreUri, print_json
+from launch.cli.rollouts_command import rollouts
 from launch.cli.store_commands import store_app
 from recipes.errors import CapacityError, RecipeError, RequestError, TrainwrightError
 
@@ -343,6 +344,7 @@ def schema(
 
 app.command()(convert)
 app.command()(label)
+app.command()(rollouts)
 app.command()(data)
 app.command()(data)
 app.command()(sample)

@@ -16,14 +16,12 @@ def with_feedback_rows(
     stage: Stage, inputs: Mapping[str, ArtifactManifest], store: Store
 ) -> tuple[Stage, frozenset[str]]:
     """The stage with every set of preferences that its sources name replaced by its hash-checked file, and the fields
-    of these sources.
+    of these sources: what is held out of such a set among them.
     """
-    made: set[str] = set()
 
     def read(source: PlainSource, field: str) -> PlainSource:
         if not isinstance(source, FeedbackPairs):
             return source
-        made.add(field.partition(".")[0])
         return source.read_from(glob.escape(str(store.folder(inputs[f"{field}from"]) / FILE)))
 
     def replaced(source: Source, field: str) -> Source:
@@ -33,6 +31,11 @@ def with_feedback_rows(
 
     if not isinstance(stage, JudgedTraining):
         return stage, frozenset()
+    made = {
+        use.field_path
+        for use in stage.sources()
+        if any(isinstance(member.source, FeedbackPairs) for member in use.source.members())
+    }
     written = {key: source for key in ("data", "evaluation") if (source := getattr(stage, key)) is not None}
     stage = stage.changed(**{key: replaced(source, f"{key}.") for key, source in written.items()})
     return stage, frozenset(made)

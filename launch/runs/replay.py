@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rlhf.text.replay import Replay
     from trainers.store.manifest import ArtifactManifest
     from trainers.store.store import Store
+    from trainers.training.context import StageContext
 
 
 class ReplayObserver:
@@ -42,6 +43,12 @@ class ReplayObserver:
 def replay_stage(store: "Store", place: str, iteration: int) -> "Replay":
     """Recompute an iteration of RUN/STAGE; raises RequestError for what is no such stage or was not kept."""
     from rlhf.text.replay import replay
+
+    return replay(*recorded_stage(store, place), iteration)
+
+
+def recorded_stage(store: "Store", place: str) -> "tuple[RlText, StageContext]":
+    """The stage of RUN/STAGE that keeps samples, and where it ran; raises RequestError for what is no such stage."""
     from trainers.runtime import distributed
     from trainers.training.context import StageContext
 
@@ -58,7 +65,7 @@ def replay_stage(store: "Store", place: str, iteration: int) -> "Replay":
     if not store.list_rollouts(record.run, stage):
         record = origin_of(store, plan[stage], record.run) or record
     resolved = record.resolved()
-    context = StageContext(
+    return spec, StageContext(
         store=store,
         run=record.run,
         stage=stage,
@@ -71,7 +78,6 @@ def replay_stage(store: "Store", place: str, iteration: int) -> "Replay":
         observer=ReplayObserver(),
         ranks=distributed.join(),
     )
-    return replay(spec, context, iteration)
 
 
 def _base_dir(store: "Store", resolved: "Resolved", spec: "RlText") -> Path:

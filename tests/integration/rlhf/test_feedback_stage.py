@@ -70,7 +70,7 @@ def test_a_rule_judges_and_a_policy_learns_from_it(workshop: Workshop) -> None:
     assert {item.field_path: item.text for item in spec.inputs()} == given
     context = workshop.context("learnt", given)
     read, fields = with_feedback_rows(spec, context.inputs, workshop.store)
-    assert fields == {"data"}
+    assert fields == {"data", "evaluation"}
     learnt = run_preference(read, context)  # type: ignore[arg-type]
     assert learnt is not None
     assert learnt.metrics["data"]["rows_in"] > 0

@@ -8,6 +8,7 @@ import pytest
 from recipes.errors import Preempted, RequestError
 from recipes.stages.rl import RlText
 from rlhf.task import run_rl
+from rlhf.text.kept_rollouts import read_rollouts
 from rlhf.text.replay import replay
 from rlhf.text.samples import Sample, pack, unpack
 from tests.integration.rlhf.workshop import PLAIN, Listener, Workshop, jsonl, open_workshop
@@ -130,3 +131,27 @@ class Stopping(Listener):
     def stop_requested(self) -> bool:
         """From the chosen step on."""
         return self._done >= self._at_step
+
+
+def test_kept_rollouts_are_shown_token_by_token_with_log_ratios_to_the_start(workshop: Workshop) -> None:
+    run_rl(spec(), workshop.context("shown", GIVEN))
+    context = workshop.context("shown", GIVEN)
+    found = read_rollouts(spec(), context, 16, log_ratios=True)
+    assert (found["iterations"], found["kept"], len(found["samples"])) == ([0, 3], 4, 16)
+    records = [sample for at in (0, 3) for sample in samples(workshop, kept(workshop, "shown")[at])]
+    for line, sample in zip(found["samples"], records, strict=True):
+        written = workshop.tokenization.decode(sample.action_ids, skip_special=False)
+        assert "".join(text for text, _ in line["tokens"]) == written.rstrip("\ufffd")
+        assert line["sum"] == pytest.approx(sum(value for _, value in line["tokens"]), abs=1e-2)
+        assert line["rewards"] == pytest.approx(dict(sample.rewards), abs=1e-4)
+    first, last = (sum(abs(line["sum"]) for line in found["samples"] if line["iteration"] == at) for at in (0, 3))
+    assert first < 1e-2 < last  # nothing is learnt before iteration 0
+    plain = read_rollouts(spec(), context, 1, log_ratios=False)
+    assert [line["sum"] for line in plain["samples"]] == pytest.approx(
+        [float(sample.logprobs.sum()) for sample in records[8:]], abs=1e-3
+    )
+
+
+def test_a_stage_without_kept_rollouts_shows_none(workshop: Workshop) -> None:
+    with pytest.raises(RequestError):
+        read_rollouts(spec(), workshop.context("nothing", GIVEN), 10, log_ratios=False)

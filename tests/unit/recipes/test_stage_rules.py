@@ -3,8 +3,10 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from recipes.errors import FieldFinding, RequestError, StageError, raise_findings
+from recipes.fields import FieldError
 from recipes.models.base import Linear
 from recipes.models.decoder import DECODER
 from recipes.models.encoder import ENCODER
@@ -15,6 +17,7 @@ from recipes.stages.algorithms import Grpo, ImageAlgorithm, TextAlgorithm
 from recipes.stages.answers import Counts, TextFacts
 from recipes.stages.ddpo import ActorFacts
 from recipes.stages.evaluate import Evaluate, compared_images
+from recipes.stages.feedback import Feedback
 from recipes.stages.finetune import Finetune
 from recipes.stages.kinds import STAGE_CLASSES, members
 from recipes.stages.lora import Lora, ModuleNames
@@ -286,3 +289,32 @@ def test_what_an_adapter_and_its_modules_hold(lora: dict[str, Any], is_tied: boo
     linears, end = [Linear("q_proj", 10, 10, 3), Linear("up_proj", 10, 20, 3)], Linear("", 100, 10)
     assert spec.num_parameters(linears, end) == adapter
     assert spec.num_saved(linears, end, is_tied=is_tied) == saved
+
+
+FEEDBACK = {"kind": "feedback", "of": "store://a", "prompts": {"source": "python-docs"}}
+RULE = {"short": {"rule": "length", "max": 9}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"judge": "reward", "rewards": RULE}, Code.MISSING_KEY),
+        ({"judge": "rule"}, Code.MISSING_KEY),
+        ({"judge": "rule", "rewards": {"judge": {"model": "store://r"}}}, Code.CONFLICTING_KEYS),
+        ({"judge": "rule", "rewards": RULE, "annotators": ["ann"]}, Code.NO_EFFECT),
+        ({"margin": 0.5}, Code.NO_EFFECT),
+        ({"annotators": ["ann", "ann"]}, Code.DUPLICATE_ITEM),
+    ],
+)
+def test_a_feedback_stage_has_what_its_judge_needs_and_nothing_else(changes: dict[str, Any], code: Code) -> None:
+    with pytest.raises(ValidationError) as refused:
+        Feedback.model_validate({**FEEDBACK, **changes})
+    found = refused.value.errors()[0]["ctx"]["error"]
+    assert isinstance(found, FieldError)
+    assert code in {finding.code for finding in found.findings}
+
+
+def test_more_labels_than_annotators_can_give_are_refused() -> None:
+    most = {**FEEDBACK, "num_prompts": 10, "labels": 20}
+    assert codes([*Feedback.model_validate(most).rules()]) == {("labels", Code.OUT_OF_RANGE)}
+    assert codes([*Feedback.model_validate({**most, "annotators": ["ann", "bob"]}).rules()]) == set()

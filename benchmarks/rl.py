@@ -8,11 +8,11 @@ AdamW; GRPO and RLOO by a rule on a response's length, PPO by a reward model of 
 a critic. Each side is a process, on `--threads`; sides take turns. An iteration is rollouts and update; the first of a
 process warms up and is not counted.
 
-`fp32`: both in fp32 with micro-batches of the same size, and TRL without its gradient checkpointing. `default`: what
-each side chooses by itself where the recipe or TRL's configuration says nothing: precision, micro-batches, gradient
-checkpointing. Ratios are of samples per CPU second and per second of the wall, ours over TRL's: of medians, and of the
-best iterations, which a busy machine disturbs least. `--json` writes them with everything measured; `trl_grpo` and the
-like are the `default` ones by CPU time.
+`fp32` and `bf16`: both sides in that precision (TRL by autocast), micro-batches of the same size, and TRL without its
+gradient checkpointing. `default`: what each side chooses by itself where the recipe or TRL's configuration says
+nothing: precision, gradient checkpointing, and on our side micro-batches. Ratios are of samples per CPU second and per
+second of the wall, ours over TRL's: of medians, and of the best iterations, which a busy machine disturbs least.
+`--json` writes them with everything measured; `trl_grpo` and the like are the `default` ones by CPU time.
 
 TRL 1.16 has no PPO any more: 1.12 is installed by pip, without what it depends on, into a temporary folder, and runs
 on the same torch and transformers. Where that fails its row is skipped with the reason.
@@ -53,7 +53,7 @@ LLAMA = {
 }
 VOCABULARY = 4096
 PPO_VERSION = "1.12.0"
-SETTINGS = ("fp32", "default")
+SETTINGS = ("fp32", "bf16", "default")
 NUM_PROMPTS = 64
 
 

@@ -101,6 +101,7 @@ def stage_of(task: dict[str, Any]) -> dict[str, Any]:
         "template": "none",
         "rewards": {"score": {"model": task["reward"]} if is_judged else LENGTH},
         "probe": "off",
+        "gate": "ignore",
         "rollout": {
             "prompts_per_iteration": task["samples"] // task["group"],
             "samples_per_prompt": task["group"],
@@ -109,8 +110,8 @@ def stage_of(task: dict[str, Any]) -> dict[str, Any]:
         },
         "algorithm": algorithm,
     }
-    if task["setting"] == "fp32":
-        stage["shard"] = {"precision": "fp32", "micro_batch": task["micro_batch"]}
+    if task["setting"] != "default":
+        stage["shard"] = {"precision": task["setting"], "micro_batch": task["micro_batch"]}
     return stage
 
 

@@ -79,7 +79,9 @@ def settings_of(task: Task, folder: str) -> dict[str, Any]:
         "disable_tqdm": True,
         "seed": 0,
     }
-    return settings | ({"bf16": False, "gradient_checkpointing": False} if task["setting"] == "fp32" else {})
+    if task["setting"] != "default":
+        settings |= {"bf16": task["setting"] == "bf16", "gradient_checkpointing": False}
+    return settings
 
 
 def compared(task: Task, settings: dict[str, Any], rows: Any, clock: Clock) -> Any:

@@ -19,6 +19,7 @@ SHIPPED = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yam
 REAL = {
     "llm/smollm2.yaml": ("smollm2", "smollm2"),
     "llm/evaluation.yaml": ("smollm2", "smollm2"),
+    "llm/smollm2_rl.yaml": ("smollm2", "smollm2"),
     "text/minilm_polarity.yaml": ("minilm", "minilm"),
 }
 """Recipes that start from a real model: the fixture that has its folder, and its name in the store."""

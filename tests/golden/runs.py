@@ -59,6 +59,7 @@ IMAGES = ["diffusers.models.unets.unet_2d", "trainers.models.images.families"]
 REAL_MODELS = {
     "llm/smollm2.yaml": ("smollm2", SMOLLM2),
     "llm/evaluation.yaml": ("smollm2", SMOLLM2),
+    "llm/smollm2_rl.yaml": ("smollm2", SMOLLM2),
     "text/minilm_polarity.yaml": ("minilm", MINILM),
 }
 """Recipes that start from a real model: its name in the store, and its folder's."""
@@ -79,6 +80,13 @@ FEWER = {
         "stages.eval.num_prompts=2",
         "stages.eval.sampling.max_new_tokens=8",
         "stages.eval.of=[sft, policy]",
+    ),
+    "llm/smollm2_rl.yaml": (
+        "stages.policy.rollout.prompts_per_iteration=2",
+        "stages.policy.rollout.max_new_tokens=8",
+        "stages.policy.algorithm.iterations=1",
+        "stages.eval.num_prompts=2",
+        "stages.eval.sampling.max_new_tokens=8",
     ),
 }
 """What makes a smoke form smaller that takes minutes."""

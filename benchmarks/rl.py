@@ -1,6 +1,6 @@
 """Samples per second of reinforcement learning against TRL: its GRPO and RLOO, and the PPO of its version 1.12.
 
-    python benchmarks/rl.py [--algorithms grpo rloo ppo] [--model FOLDER] [--rounds 2] [--iterations 4] [--json FILE]
+    python benchmarks/rl.py [--algorithms grpo rloo ppo] [--model FOLDER] [--rounds 2] [--iterations 8] [--json FILE]
 
 Both sides tune the same model (a llama of 2.6 million parameters with random weights, or a language model's folder) on
 the same prompts of one length, with equally many samples, new tokens, updates and epochs, the whole model learning by
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--algorithms", nargs="+", default=["grpo", "rloo", "ppo"], choices=["grpo", "rloo", "ppo"])
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--model", type=Path, help="folder of a language model; default: the small llama")
-    sizes = {"rounds": 2, "iterations": 4, "samples": 32, "group": 8, "prompt-tokens": 32, "new-tokens": 64}
+    sizes = {"rounds": 2, "iterations": 8, "samples": 32, "group": 8, "prompt-tokens": 32, "new-tokens": 64}
     for name, value in {**sizes, "micro-batch": 8, "threads": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--json", type=Path, help="file for the ratios and all that was measured")

@@ -35,12 +35,16 @@ def chosen_logprobs(
     """
     logprobs, entropies = [], []
     for states, tokens in zip(states_ND.tensor_split(num_chunks), tokens_N.tensor_split(num_chunks), strict=True):
-        logits_NV = logits_of(states).float() / temperature
-        normaliser_N = torch.logsumexp(logits_NV, dim=-1)
+        logits_NV = logits_of(states)
+        if temperature != 1.0:
+            logits_NV = logits_NV.float() / temperature
+        if not with_entropy:
+            logprobs.append(token_logprobs(logits_NV, tokens))
+            continue
+        logits_NV, normaliser_N = logits_NV.float(), _normalisers(logits_NV)
         logprobs.append(logits_NV.gather(-1, tokens[:, None])[:, 0] - normaliser_N)
-        if with_entropy:
-            expected_N = (torch.softmax(logits_NV, dim=-1) * logits_NV).sum(dim=-1)
-            entropies.append(normaliser_N - expected_N)
+        expected_N = (torch.softmax(logits_NV, dim=-1) * logits_NV).sum(dim=-1)
+        entropies.append(normaliser_N - expected_N)
     return torch.cat(logprobs), torch.cat(entropies) if with_entropy else None
 
 
@@ -55,7 +59,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, tokens: Tensor) -> Tensor:
-        normaliser = torch.cat([part.float().logsumexp(dim=-1) for part in logits.split(_rows_at_once(logits))])
+        normaliser = _normalisers(logits)
         ctx.save_for_backward(logits, tokens, normaliser)
         return logits.gather(-1, tokens[:, None])[:, 0].float() - normaliser
 
@@ -70,6 +74,11 @@ class _TokenLogprobs(torch.autograd.Function):
             part = (logits[rows].float() - normaliser[rows, None]).exp_().mul_(-scale)
             result[rows] = part.scatter_add_(1, tokens[rows, None], scale)
         return result, None
+
+
+def _normalisers(logits_NV: Tensor) -> Tensor:
+    """Of each row in fp32, made a few rows at a time: the same bits with an entropy and without."""
+    return torch.cat([part.float().logsumexp(dim=-1) for part in logits_NV.split(_rows_at_once(logits_NV))])
 
 
 def _rows_at_once(logits: Tensor) -> int:

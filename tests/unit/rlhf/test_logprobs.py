@@ -80,3 +80,24 @@ def test_token_logprobs_and_their_gradient_are_those_of_log_softmax(
     halves = logits.detach().bfloat16().requires_grad_()
     (rounded,) = torch.autograd.grad((logprobs.token_logprobs(halves, tokens) * scale).sum(), halves)
     torch.testing.assert_close(rounded.float(), exact, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_copy_of_the_logits_is_kept_for_the_update_and_an_entropy_changes_no_bit(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(7, 5, generator=generator).to(dtype).requires_grad_()
+    head = torch.randn(50, 5, generator=generator).to(dtype)
+    tokens = torch.arange(7)
+    kept: list[tuple[int, ...]] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        learnt, _ = chosen_logprobs(lambda x: x @ head.T, states, tokens, 1.0, False)
+    assert kept.count((7, 50)) == 1
+    judged, _ = chosen_logprobs(lambda x: x @ head.T, states, tokens, 1.0, True)
+    assert torch.equal(learnt, judged)
+    (gradient,), (other,) = (torch.autograd.grad(each.sum(), states) for each in (learnt, judged))
+    assert torch.equal(gradient, other)

@@ -13,7 +13,7 @@ TrainwrightError (1)
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 from recipes.problem_codes import Code
 
@@ -81,6 +81,15 @@ class TrainwrightError(Exception):
     """Root of every error that is shown to the user without a traceback."""
 
     exit_code: ClassVar[int] = 1
+    codes: tuple[Code, ...] = ()
+    """Of the rules that found it; empty where none did."""
+
+    @classmethod
+    def of(cls, *findings: Finding | FieldFinding) -> Self:
+        """The error of what rules have found."""
+        error = cls("; ".join(map(str, findings)))
+        error.codes = tuple(found.code if isinstance(found, Finding) else found.finding.code for found in findings)
+        return error
 
 
 class RecipeError(TrainwrightError):
@@ -91,6 +100,7 @@ class RecipeError(TrainwrightError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__(list(problems))
         self.problems: list[Problem] = list(problems)
+        self.codes = tuple(problem.code for problem in problems)
 
     def __str__(self) -> str:
         return "\n".join(str(problem) for problem in self.problems)
@@ -132,5 +142,5 @@ class Preempted(TrainwrightError):  # noqa: N818
 
 def raise_findings(findings: Iterable[FieldFinding], error: type[TrainwrightError] = RequestError) -> None:
     """Raise one error with everything that a stage's rules have found; nothing where they found nothing."""
-    if message := "; ".join(map(str, findings)):
-        raise error(message)
+    if found := tuple(findings):
+        raise error.of(*found)

@@ -237,7 +237,7 @@ class TextStage(StageBase):
     def check_model(self, facts: TextFacts) -> None:
         """Raise RequestError with what its rules find about a model that is there."""
         if (finding := self.refuse_model(facts.family)) is not None:
-            raise RequestError(str(finding))
+            raise RequestError.of(finding)
         raise_findings(self.text_rules(facts))
 
     def rules(self) -> Iterator[FieldFinding]:

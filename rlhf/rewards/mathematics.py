@@ -42,7 +42,7 @@ class MathProcess:
 
     def __init__(self, term: MathVerify) -> None:
         if (finding := math_finding()) is not None:
-            raise RequestError(str(finding))
+            raise RequestError.of(finding)
         self._term = term
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -30,14 +30,14 @@ def test_families_answer_for_themselves(product: Tree) -> None:
 
 
 def test_no_worker_words_a_rule_of_check(product: Tree) -> None:
-    assert twice_worded(product) == [], "let the worker ask the rule: raise_findings, or RequestError(str(finding))"
+    assert twice_worded(product) == [], "let the worker ask the rule: raise_findings, or RequestError.of(finding)"
 
 
 def test_a_rule_worded_twice_is_found(tmp_path: Path) -> None:
     for name, text in (
         ("recipes", 'message = f"{length} tokens are longer than the positions of the network"\n'),
         ("trainers", 'raise RequestError(f"the network has positions for {tokens} tokens; {length} is longer")\n'),
-        ("rlhf", "raise RequestError(str(finding))\n"),
+        ("rlhf", "raise RequestError.of(finding)\n"),
     ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "rules.py").write_text(text)

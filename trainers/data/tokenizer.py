@@ -328,7 +328,7 @@ def tokenization_from_files(files: Mapping[str, bytes], overrides: ExistingToken
     named = token_text(tokens.get("pad_token"))
     pad = (overrides and overrides.pad_token) or find_pad_token(named, eos, vocabulary)
     if (finding := missing_token(eos, pad) or pad_token_rule(eos, pad)) is not None:
-        raise RequestError(str(finding))
+        raise RequestError.of(finding)
     assert pad is not None
     is_models = overrides is None and "config.json" in files
     settings, generation = (_read_json(files, name) if is_models else {} for name in CONFIG_FILES)

@@ -120,13 +120,13 @@ def demand_fitting(model: Any, processor: ImageProcessor) -> None:
     config = model.config
     finding = image_token_rule(processor.image_token, processor.image_id, config.image_token_id)
     if finding is not None:
-        raise StageError(str(finding))
+        raise StageError.of(finding)
     with torch.no_grad():
         weight = next(model.base_model.vision_tower.parameters())
         pixels = torch.zeros((1, *processor.shape_CHW), dtype=weight.dtype, device=weight.device)
         (features_FD,) = model.base_model.get_image_features(pixels, return_dict=True).pooler_output
     if (finding := image_size_rule(processor.tokens_per_image, len(features_FD))) is not None:
-        raise StageError(str(finding))
+        raise StageError.of(finding)
 
 
 def probe_pixels(config: Any) -> Tensor:

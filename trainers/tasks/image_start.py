@@ -56,7 +56,7 @@ def with_caption_tokens(dataset: Dataset, text: TextEncoder | None) -> Dataset:
 def require_shape(dataset: Dataset, shape: Shape, name: str) -> None:
     """Raise RequestError unless a set's images have the shape of those of `name`."""
     if (finding := shape_rule(dataset.shape, shape, name)) is not None:
-        raise RequestError(str(finding))
+        raise RequestError.of(finding)
 
 
 def require_labels(dataset: Dataset, reader: str) -> None:

@@ -53,7 +53,7 @@ def test_bad_images_are_named(tmp_path: Path, family: str, what: str) -> None:
 @pytest.mark.parametrize(("labels", "said"), [("labels", "one label, '1', on every image"), (None, "no labels")])
 def test_too_few_classes_are_refused(tmp_path: Path, family: str, labels: str | None, said: str) -> None:
     np.savez(tmp_path / "one.npz", images=np.zeros((8, 8, 8)), labels=np.ones(8, dtype=np.int64))
-    with pytest.raises(RequestError, match=f"at least two classes; the data has {said}"):
+    with pytest.raises(RequestError, match=said):
         run_here(tmp_path, family, {"source": "arrays", "files": ["one.npz"], "labels": labels})
 
 
@@ -89,5 +89,5 @@ def test_bad_texts_are_named(finished: Path, name: str, what: str) -> None:
 
 def test_texts_of_one_class_are_refused(finished: Path) -> None:
     (finished / "one.csv").write_text("text,label\n" + "A number.,odd\nA word.,odd\n" * 8)
-    with pytest.raises(RequestError, match="at least two classes; the labels that are used have odd"):
+    with pytest.raises(RequestError, match=r"classes; .* odd \("):
         run_here(finished, "classified", {"source": "csv", "files": ["one.csv"]})

@@ -215,20 +215,20 @@ def test_the_commands_draw_and_score(chain: Chain, tmp_path: Path) -> None:
 def test_requests_that_make_no_sense_are_refused(chain: Chain, tmp_path: Path) -> None:
     store = chain[0].uri
     grid = tmp_path / "grid.png"
-    with pytest.raises(RequestError, match="is an image classifier; it draws no images"):
+    with pytest.raises(RequestError, match="image classifier"):
         draw_grid("store://judge", grid, store=store)
     with pytest.raises(RequestError, match="is not class-conditional"):
         draw_grid("store://flat", grid, store=store, label="3")
-    with pytest.raises(RequestError, match="gives no score of a single image"):
+    with pytest.raises(RequestError, match="single image"):
         score("store://pixel", "digits", store=store)
-    with pytest.raises(RequestError, match="is a diffusion model; an autoencoder is needed here"):
+    with pytest.raises(RequestError, match="diffusion model; .*autoencoder"):
         reconstruct("store://pixel", "digits", grid, store=store)
-    with pytest.raises(RequestError, match="is of kind report"):
+    with pytest.raises(RequestError, match="kind report"):
         draw_grid("store://eval", grid, store=store)
     for name in ("flat", "latent", "tuned"):
         with pytest.raises(RequestError, match="draws: add --grid FILE"):
             sample_texts(f"store://{name}", ["three"], store=store)
     (tmp_path / "bad.png").write_bytes(b"\x89PNG and no more")
-    with pytest.raises(RequestError, match=r"bad\.png: not a readable image"):
+    with pytest.raises(RequestError, match=r"bad\.png"):
         score("store://flat", str(tmp_path / "bad.png"), store=store)
     assert not grid.exists()

@@ -221,10 +221,12 @@ def test_a_model_of_another_family_is_refused(workshop: Workshop) -> None:
     (folder / "model" / "config.json").write_text('{"model_type": "bert"}')
     files = workshop.store.objects.put_folder(folder)
     workshop.made["encoder"] = workshop.made["chat"].model_copy(update={"files": files, "digest": files_digest(files)})
-    with pytest.raises(RequestError, match="kind: reward needs a decoder; this model is an encoder"):
+    with pytest.raises(RequestError, match=r"kind: reward ") as refused:
         run_reward(reward_spec(False), workshop.context("bad-judge", {"init_from": "encoder"}))
-    with pytest.raises(RequestError, match="kind: rl needs a decoder; this model is an encoder"):
+    assert refused.value.codes == (Code.UNSUPPORTED_FAMILY,)
+    with pytest.raises(RequestError, match=r"kind: rl ") as refused:
         run_rl(ppo_spec(False), workshop.context("bad-policy", {"actor": "encoder", "rewards.judge.model": "encoder"}))
+    assert refused.value.codes == (Code.UNSUPPORTED_FAMILY,)
 
 
 def test_a_reward_model_on_the_actors_base_shares_its_network(workshop: Workshop) -> None:
@@ -310,7 +312,7 @@ def test_the_probe_knows_truth_from_noise_and_refuses_a_reward_that_does_not(wor
     assert table["start"]["right"] == candidate.metrics["start"]["reward/right"]
 
     upside_down = spec.changed(rewards={"wrong": spec.rewards["right"].changed(weight=-1.0)})
-    with pytest.raises(StageError, match=r"(?s)random tokens as high as the true answers.*truth +1\.000 +-1\.000"):
+    with pytest.raises(StageError, match=r"(?s)truth +1\.000 +-1\.000"):
         run_rl(upside_down, workshop.context("refused-reward", {"actor": "chat"}))
     context = workshop.context("warned", {"actor": "chat"})
     warned = run_rl(upside_down.changed(probe="warn"), context)
@@ -324,7 +326,7 @@ def test_the_probe_knows_truth_from_noise_and_refuses_a_reward_that_does_not(wor
 def test_a_row_without_the_rewards_column_is_named(workshop: Workshop) -> None:
     jsonl(workshop.folder / "sums.jsonl", [{"prompt": "a", "answer": 1}, {"prompt": "b", "anwser": 2}])
     with pytest.raises(
-        RequestError, match=r"sums\.jsonl:2: no column 'answer', which a reward reads; did you mean anwser"
+        RequestError, match=r"sums\.jsonl:2: .*'answer'.* anwser"
     ):
         run_rl(rules_spec(True), workshop.context("no-column", {"actor": "chat"}))
 
@@ -356,7 +358,7 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(workshop: Workshop
     workshop.keep("foreign-judge", candidate, {"init_from": "foreign"})
 
     given = {"actor": "chat", "rewards.judge.model": "foreign-judge"}
-    with pytest.raises(RequestError, match=r"do not share a tokenizer: .*, or set algorithm.critic.start: actor"):
+    with pytest.raises(RequestError, match=r"set algorithm.critic.start: actor"):
         run_rl(ppo_spec(True), workshop.context("refused", given))
     of = Evaluate.model_validate(
         {
@@ -367,7 +369,7 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(workshop: Workshop
             "shard": PLAIN,
         }
     )
-    with pytest.raises(RequestError, match=r"of\.1: foreign and chat do not share a tokenizer"):
+    with pytest.raises(RequestError, match=r"of\.1: foreign and chat "):
         run_evaluate(of, workshop.context("refused", {"of.0": "chat", "of.1": "foreign"}), suites_of(of))
     chats = JsonLines(source="jsonl", files=["chats.jsonl"])
     answers = of.changed(

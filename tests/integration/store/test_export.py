@@ -83,7 +83,7 @@ def test_a_model_lands_in_the_folder_itself(store: Store, base: ArtifactManifest
     config = folder / "config.json"
     config.write_text("mine now")
     assert verify(store).damage == [], "an exported file is a copy"
-    with pytest.raises(RequestError, match="not an empty folder"):
+    with pytest.raises(RequestError, match=f"{folder} exists"):
         export(store, base, folder)
 
 
@@ -123,7 +123,7 @@ def test_a_merged_model_of_the_artifact_is_taken_as_it_is(
     assert (merged / "model.safetensors").read_bytes() == (source / "model" / "model.safetensors").read_bytes()
     assert (export(store, both, tmp_path / "adapter") / "base" / "model.safetensors").exists()
     assert (export(store, both, tmp_path / "part", part="model") / "config.json").exists()
-    with pytest.raises(RequestError, match="no part 'critic'; it has adapter, model"):
+    with pytest.raises(RequestError, match="'critic'.* adapter, model"):
         export(store, both, tmp_path / "critic", part="critic")
 
 
@@ -158,7 +158,7 @@ def test_an_adapter_without_its_model_is_not_taken_in(
     store: Store, base: ArtifactManifest, chat: ArtifactManifest, tmp_path: Path
 ) -> None:
     folder = store.folder(chat, "adapter", into=tmp_path / "adapter")
-    with pytest.raises(RequestError, match=f"adapter without its model; put the folder of {base.digest} at .*/base"):
+    with pytest.raises(RequestError, match=f"{base.digest} at .*/base"):
         import_folder(store, folder)
     store.folder(base, "model", into=folder / "base")
     config = json.loads((folder / "adapter_config.json").read_text())

@@ -131,9 +131,9 @@ def test_stock_classes_open_adapter_and_merged_model_and_agree(tuned: Tuned, tmp
 def test_sampling_says_what_does_not_fit(tuned: Tuned, tmp_path: Path) -> None:
     folder, store, _ = tuned
     (tmp_path / "bad.png").write_bytes(b"no image")
-    with pytest.raises(RequestError, match=r"bad\.png: not a readable image"):
+    with pytest.raises(RequestError, match=r"bad\.png"):
         sample_texts("store://see", ["Which?"], store=store.uri, images=[tmp_path / "bad.png"])
-    with pytest.raises(RequestError, match="the text has 2 places for an image, the row 1 images"):
+    with pytest.raises(RequestError, match="2 places .* 1 images"):
         sample_texts("store://see", ["<image><image>"], store=store.uri, images=[folder / "1.png"])
 
 

@@ -126,7 +126,7 @@ def test_marked_dialogues_become_the_turns_that_they_mark(build: Any, chatml: To
 
 def test_a_pair_of_texts_whose_prompt_is_not_known_is_refused(build: Any) -> None:
     row = {"chosen": "Return the sum.", "rejected": "Return the file."}
-    with pytest.raises(RequestError, match=r"rows.jsonl:1: .* it is not known where the assistant's turn starts"):
+    with pytest.raises(RequestError, match=r"rows.jsonl:1: 'chosen' and 'rejected' .*'prompt'"):
         build("preferences", row)
     assert len(build("preferences", row, "none")) == 1
 

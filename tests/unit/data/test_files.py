@@ -81,7 +81,7 @@ def test_an_array_of_objects_is_read_like_lines(
     [
         ('[{"text": "a"}, {"text": ]', r"rows.json: item 2: Expecting value"),
         ('[{"text": "a"}, 3]', r"rows.json: item 2: not a JSON object but int"),
-        ('[{"text": "a"}] x', r"rows.json: item 2: there is something after the array"),
+        ('[{"text": "a"}] x', r"rows.json: item 2: .* after the array"),
         ('[{"text": "\\ud83d"}]', r"rows.json: item 1: 'utf-8' codec can't encode"),
     ],
 )
@@ -127,7 +127,7 @@ def test_members_of_archives_are_files(tmp_path: Path, unpacked: Path) -> None:
     assert read(tmp_path, "rows.zip::*/*.jsonl*") == ROWS * 2
     assert all(folder.stat().st_mode & 0o077 == 0 for folder in unpacked.iterdir())
     assert read(tmp_path, "rows.zip::b/*") == ROWS
-    with pytest.raises(SourceError, match=r"rows.zip holds no file that matches c/\*; it holds a/rows.jsonl.gz, b/"):
+    with pytest.raises(SourceError, match=r"rows.zip .* c/\*; .* a/rows.jsonl.gz, b/"):
         read(tmp_path, "rows.zip::c/*")
     with pytest.raises(SourceError, match=r"rows.tar.bz2/rows.jsonl:1"):  # a zip file inside, which is no text
         read(tmp_path, "rows.tar.bz2")
@@ -176,7 +176,7 @@ def test_tab_separated_cells_without_quotes_are_told_by_the_rows(tmp_path: Path)
     assert labelled(tmp_path, {"source": "csv", "files": ["quoted.tsv"]}) == [("two\tcells", "a")]
     (row, _) = read_rows(SOURCE.validate_python({"source": "csv", "files": ["rows.tsv"]}), tmp_path, "labels", 0)
     assert row.reading.form == "tab-separated cells with quotes as characters"
-    with pytest.raises(SourceError, match="unexpected end of data"):
+    with pytest.raises(SourceError, match=r"wrong.tsv: row 1 \(line 3\)"):
         labelled(tmp_path, {"source": "csv", "files": ["wrong.tsv"]})
 
 
@@ -196,7 +196,7 @@ def test_folders_downloaded_from_the_hub_and_parts_of_splits(tmp_path: Path) -> 
     assert rows(source="datasets", path="./snapshot/data") == ROWS
     assert rows(source="datasets", path="./snapshot/data", split="train[:40%]") == ROWS[:2]
     assert rows(source="datasets", path="./saved", split="train[3:]") == ROWS[3:]
-    with pytest.raises(SourceError, match="the data set has no such split: trian; did you mean train"):
+    with pytest.raises(SourceError, match="split: trian; .* train"):
         rows(source="datasets", path="./snapshot/data", split="trian")
     with pytest.raises(SourceError, match=r"train\[a\] is no split"):
         rows(source="datasets", path="./saved", split="train[a]")

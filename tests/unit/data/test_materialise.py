@@ -185,7 +185,7 @@ def test_long_conversations_are_truncated_and_counted(build: Any) -> None:
 
 def test_nothing_to_learn_is_an_error_that_names_rows(build: Any) -> None:
     with pytest.raises(
-        RequestError, match=r"nothing to learn from in 2 rows .*no_response: rows.jsonl:1, rows.jsonl:2"
+        RequestError, match=r"2 rows at sequence_length 8: no_response: rows.jsonl:1, rows.jsonl:2"
     ):
         build("instructions", [{"messages": [USER, ANSWER]}] * 2, 8)
     with pytest.raises(RequestError, match=r"no_response: rows.jsonl:1"):

@@ -104,7 +104,7 @@ def test_datasets_folder(base: Path) -> None:
     given = source(source="datasets", path="d")
     assert [row.columns["text"] for row in read_rows(given, base, "text", 0)] == ["a", "b"]
     assert len(open_source(given, base).digest()) == 64
-    with pytest.raises(RequestError, match="no such split: test; splits there: train"):
+    with pytest.raises(RequestError, match="split: test; .* train"):
         list(read_rows(source(source="datasets", path="d", split="test"), base, "text", 0))
     with pytest.raises(RequestError, match="needs its `revision`"):
         open_source(source(source="datasets", path="org/name"), base).digest()
@@ -116,14 +116,14 @@ def test_datasets_folder(base: Path) -> None:
         ("b.jsonl", b'{"text": "a"}\n{"text": \n', "jsonl", r"b\.jsonl:2: not JSON"),
         ("b.jsonl", b'{"text": "\\ud83d"}\n', "jsonl", r"b\.jsonl:1: not JSON .*surrogates not allowed"),
         ("b.jsonl", b"[1]\n", "jsonl", r"b\.jsonl:1: not a JSON object but list"),
-        ("b.jsonl", b'{"text": "a"}\n{"body": "b"}\n', "jsonl", r"b\.jsonl:2: needs text or prompt and completion"),
+        ("b.jsonl", b'{"text": "a"}\n{"body": "b"}\n', "jsonl", r"b\.jsonl:2: needs text .* body"),
         ("b.jsonl", b'{"text": "\xff"}\n', "jsonl", r"b\.jsonl:1 \(byte 0xff\) is not UTF-8 text"),
         ("b.jsonl.gz", b"no gzip", "jsonl", r"b\.jsonl\.gz cannot be read"),
         ("b.csv", b"text,n\na\n", "csv", r"b\.csv: row 1 \(line 2\) has 1 cells, the header 2"),
         ("b.csv", b'text\n"a\n', "csv", r"b\.csv: row 1"),
         ("b.csv", b"text,text\na,b\n", "csv", "the header names 'text' twice"),
         ("b.csv", b"", "csv", "no header line"),
-        ("b.parquet", b"PAR1nothing", "parquet", r"b\.parquet is not readable as Parquet"),
+        ("b.parquet", b"PAR1nothing", "parquet", r"b\.parquet .*Parquet"),
     ],
 )
 def test_bad_files_are_named_with_the_row(tmp_path: Path, name: str, content: bytes, kind: str, complaint: str) -> None:

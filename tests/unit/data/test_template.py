@@ -89,7 +89,7 @@ def test_a_turn_of_weight_0_is_no_target(template: str) -> None:
 
 def test_blocks_of_generation_must_be_those_of_the_turns_where_one_has_weight_0() -> None:
     talk = [TALK[1], {**TALK[2], "weight": 0}, TALK[3], TALK[4]]
-    with pytest.raises(RequestError, match="marks 1 blocks of generation for 2 turns"):
+    with pytest.raises(RequestError, match="1 blocks .* 2 turns"):
         response_spans("{% generation %}{{ messages | length }}{% endgeneration %}", talk, TOKENS)
 
 

@@ -108,7 +108,7 @@ def test_the_page_is_whole_and_escapes_what_rows_hold(recipe: Path, tmp_path: Pa
 
 
 def test_an_unknown_stage_is_refused(recipe: Path) -> None:
-    with pytest.raises(RequestError, match="there is no stage sfx; there are: base, sft, rm"):
+    with pytest.raises(RequestError, match="sfx; .* base, sft, rm"):
         run(recipe, "sfx")
 
 

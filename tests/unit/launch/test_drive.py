@@ -102,7 +102,7 @@ def test_a_stop_that_the_workers_do_not_live_to_answer_is_no_failure(bench: Benc
 
     bench.stages.hook = end_with_the_group
     record = bench.record(bench.resolve())
-    with pytest.raises(Preempted, match=f"stopped before the workers had saved.*trainwright resume {record.run}"):
+    with pytest.raises(Preempted, match=f"before the workers .*trainwright resume {record.run}"):
         bench.drive(record=record)
     assert (record.summary().state, record.summary().exit_code) == ("stopped", 75)
     bench.drive(record=record)
@@ -143,7 +143,7 @@ def test_an_interrupted_run_says_how_to_go_on(bench: Bench) -> None:
 def test_a_failed_gate_refuses_the_next_stage(bench: Bench) -> None:
     bench.stages.hook = lambda job, worker: {"gate": {"passed": False, "reasons": ["loss 9 > 5"]}}
     record = bench.record(bench.resolve())
-    with pytest.raises(StageError, match=r"stages\.chat\.init_from: base failed its gate: loss 9 > 5"):
+    with pytest.raises(StageError, match=r"stages\.chat\.init_from: base .* loss 9 > 5"):
         bench.drive(record=record)
     assert [job["stage"] for job in bench.stages.jobs] == ["base"]
     assert record.summary().exit_code == 4
@@ -151,7 +151,7 @@ def test_a_failed_gate_refuses_the_next_stage(bench: Bench) -> None:
 
 def test_files_that_fail_their_verification_are_withheld_and_a_resume_writes_them_again(bench: Bench) -> None:
     bench.stages.refused = {"base"}
-    with pytest.raises(StageError, match=r"not the live model's.*the trained state is kept: `trainwright resume"):
+    with pytest.raises(StageError, match=r"VerificationError.*`trainwright resume"):
         bench.drive()
     assert bench.store.list_artifacts() == []
     bench.stages.refused = set()
@@ -161,7 +161,7 @@ def test_files_that_fail_their_verification_are_withheld_and_a_resume_writes_the
 
 def test_files_that_fail_their_verification_are_committed_with_a_failed_gate_where_asked(bench: Bench) -> None:
     bench.stages.refused = {"base"}
-    with pytest.raises(StageError, match=r"stages\.chat\.init_from: base .*gate: verification: .*not the live model's"):
+    with pytest.raises(StageError, match=r"stages\.chat\.init_from: base .*gate: verification: VerificationError"):
         bench.drive("stages.base.verification=ignore")
     (base,) = bench.store.list_artifacts()
     assert base.verification.how == "failed"
@@ -174,7 +174,7 @@ def test_an_ignored_gate_lets_the_chain_go_on_and_the_last_gate_counts(bench: Be
     record, _ = bench.drive("stages.chat.gate=ignore", "stages.eval.gate=ignore")
     assert record.summary().state == "completed"
     bench.stages.hook = lambda job, worker: failed if job["stage"] == "eval" else None
-    with pytest.raises(StageError, match="eval failed its gate: too bad"):
+    with pytest.raises(StageError, match="eval .*: too bad"):
         bench.drive("seed=5")
 
 
@@ -188,7 +188,7 @@ def test_a_candidate_that_names_other_parents_is_never_committed(bench: Bench, m
         return made
 
     monkeypatch.setattr(bench.stages, "run_stage", forge)
-    with pytest.raises(AssertionError, match="chat: the candidate names"):
+    with pytest.raises(AssertionError, match="^chat: .* parents"):
         bench.drive()
     assert [manifest.stage for manifest in bench.store.list_artifacts()] == ["base"]
 
@@ -239,7 +239,7 @@ def test_a_stop_ends_the_wait_for_busy_resources(bench: Bench, monkeypatch: pyte
     record = bench.record(bench.resolve())
     view = SilentView()
     monkeypatch.setattr(view, "say", lambda text: record.request_stop() if text.startswith("waiting") else None)
-    with pytest.raises(Preempted, match="stopped while it waited for resources; continue it with"):
+    with pytest.raises(Preempted, match=f"waited for resources; .*trainwright resume {record.run}"):
         execute_run(record, record.resolved(), "10.0.0.1:6379", view, ray_pool)
     assert session.is_shut_down
     assert record.summary().state == "stopped"

@@ -166,7 +166,7 @@ def test_what_the_clusters_processors_can_do_settles_the_precision(
 
 def test_nodes_that_do_not_answer_settle_nothing(cluster: Cluster, docs: Path, store: Store) -> None:
     cluster.bf16 = None
-    with pytest.raises(CapacityError, match="does not say what its nodes have: ray went away"):
+    with pytest.raises(CapacityError, match=f"{cluster.address} .*: ray went away"):
         submit(docs, address=cluster.address, store=store.uri)
     assert store.runs() == []
 
@@ -175,12 +175,12 @@ def test_a_wrong_token_is_refused_in_words(
     cluster: Cluster, docs: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "other")
-    with pytest.raises(RequestError, match="refuses the token; set RAY_AUTH_TOKEN"):
+    with pytest.raises(RequestError, match=f"{cluster.address} .*RAY_AUTH_TOKEN"):
         submit(docs, address=cluster.address, store=store.uri)
 
 
 def test_nothing_there_is_a_lack_of_capacity(docs: Path, store: Store) -> None:
-    with pytest.raises(CapacityError, match="no job server answers"):
+    with pytest.raises(CapacityError, match=r"http://127\.0\.0\.1:9: .*refused"):
         submit(docs, address="http://127.0.0.1:9", store=store.uri)
 
 
@@ -205,7 +205,7 @@ def test_files_that_every_node_sees_stay_where_they_are(cluster: Cluster, recipe
     assert resolved.recipe.stages["base"].data.files == ["text.txt"]
     cluster.status = "FAILED"
     (copy / "text.txt").unlink()
-    with pytest.raises(RecipeError, match=r"node 10\.0\.0\.2: there is no such file: text\.txt"):
+    with pytest.raises(RecipeError, match=r"node 10\.0\.0\.2: .*text\.txt"):
         api.resume(run, store=store.uri)
 
 
@@ -276,9 +276,9 @@ def test_an_uploaded_run_is_resumed_without_its_files_and_refuses_others(
     assert resumed.recipe.cluster.workers == 1
     assert resumed.recipe.stages == stored.recipe.stages
     (recipe.parent / "text.txt").write_text("other words\n" * 20)
-    with pytest.raises(RequestError, match=r"its data files were uploaded, and stages\.base\.data reads others: text"):
+    with pytest.raises(RequestError, match=r"uploaded, and stages\.base\.data .*: text\.txt"):
         api.resume(run, recipe=recipe, store=store.uri)
-    with pytest.raises(RequestError, match=r"stages\.base\.data reads others: x\.txt; submit it as a new run"):
+    with pytest.raises(RequestError, match=r"uploaded, and stages\.base\.data .*: x\.txt"):
         api.resume(run, overrides=["stages.base.data.files=[x.txt]"], store=store.uri)
     (recipe.parent / "text.txt").unlink()
     api.resume(run, store=store.uri)

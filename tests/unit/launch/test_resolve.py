@@ -101,9 +101,9 @@ def test_models_of_the_store_must_be_of_a_family_that_serves(
 def test_an_adapter_alone_is_no_start(recipe: Path, store: Store) -> None:
     put_model(store, "alone", {"model_type": "llama"}, "adapter")
     loaded = load_recipe(recipe, ["stages.chat.init_from=store://alone"])
-    with pytest.raises(RecipeError, match="merge it") as refused:
+    with pytest.raises(RecipeError, match="store export .* --merge") as refused:
         resolve(loaded, store, Workers(1, 0), Hardware())
-    assert [problem.code for problem in refused.value.problems] == ["wrong-artifact-kind"]
+    assert refused.value.codes == ("wrong-artifact-kind",)
 
 
 @pytest.mark.parametrize(("cpus", "expected"), [(8, 2), (2, 2), (1, None)])
@@ -114,7 +114,7 @@ def test_auto_never_settles_below_min_workers(recipe: Path, cpus: int, expected:
         assert settle_workers(loaded.recipe, nodes).num_workers == expected
         return
     with pytest.raises(
-        CapacityError, match=r"min_workers is 2; at most 1 can be placed: there is room for 1 CPU worker,"
+        CapacityError, match=r"min_workers is 2; at most 1 .* 1 CPU worker,"
     ):
         settle_workers(loaded.recipe, nodes)
 
@@ -130,5 +130,5 @@ def test_memory_is_compared_with_the_nodes(recipe: Path, store: Store, memory_gi
     if fits:
         check_memory(resolved, plan, workers, nodes)
         return
-    with pytest.raises(CapacityError, match=r"stage base takes about .* GiB of memory in each of 2 workers; .* for 0;"):
+    with pytest.raises(CapacityError, match=r"stage base .* GiB .* 2 workers; .* for 0;"):
         check_memory(resolved, plan, workers, nodes)

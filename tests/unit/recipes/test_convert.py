@@ -322,7 +322,7 @@ def test_a_home_folder_is_written_whole(converted: Convert) -> None:
 def test_a_key_is_left_out_on_request(converted: Convert) -> None:
     found = converted(AXOLOTL + "tokens: ['<mine>']\n", without=["tokens", "datasets"])
     assert [line.key for line in found.draft.of(Outcome.LEFT_OUT)] == ["tokens", "datasets"]
-    with pytest.raises(RequestError, match="no such key; did you mean tokens"):
+    with pytest.raises(RequestError, match="--without token: .* tokens"):
         converted(AXOLOTL + "tokens: ['<mine>']\n", without=["token"])
 
 
@@ -354,8 +354,9 @@ def test_a_bomb_of_aliases_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     bomb = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
     path.write_text(bomb)
-    with pytest.raises(RecipeError, match="at most"):
+    with pytest.raises(RecipeError) as caught:
         read_source(path, tmp_path)
+    assert caught.value.codes == (Code.RECIPE_TOO_LARGE,)
 
 
 def test_anchors_and_merge_keys_are_resolved(tmp_path: Path) -> None:
@@ -372,9 +373,9 @@ def test_the_system_is_told_by_its_keys() -> None:
     assert recognise({"zero_optimization": {}}, "f")[0].name == "deepspeed"
     with pytest.raises(RequestError, match=r"of several systems \(axolotl: base_model; LLaMA-Factory: stage"):
         recognise({"base_model": "a/b", "stage": "sft"}, "f")
-    with pytest.raises(RequestError, match=r"its keys \(color\) are of none of axolotl"):
+    with pytest.raises(RequestError, match=r"keys \(color\) .* axolotl, llama-factory"):
         recognise({"color": "red"}, "f")
-    with pytest.raises(RequestError, match="did you mean axolotl"):
+    with pytest.raises(RequestError, match="--from axolotl2: .* axolotl"):
         find_system("axolotl2")
 
 
@@ -471,7 +472,7 @@ def test_a_problem_names_the_file_that_it_is_in(tmp_path: Path) -> None:
 def test_two_whole_configurations_are_refused(tmp_path: Path) -> None:
     (tmp_path / "trl.yaml").write_text(TRL)
     source = read_source(tmp_path / "trl.yaml", tmp_path)
-    with pytest.raises(RequestError, match="are whole configurations; one is converted at a time"):
+    with pytest.raises(RequestError, match=r"trl.yaml and .*trl.yaml"):
         convert([(source, SYSTEMS["trl"]), (source, SYSTEMS["axolotl"])], tmp_path)
 
 

@@ -121,7 +121,7 @@ trainer: {total_epochs: 2, logger: [console]}
     ("text", "message"),
     [
         ("#!/bin/sh\necho nothing\n", "no command of OpenRLHF, verl or TRL"),
-        (f"{OPENRLHF}python -m openrlhf.cli.train_rm --adam.lr 1\n", "2 training commands; one is converted at a time"),
+        (f"{OPENRLHF}python -m openrlhf.cli.train_rm --adam.lr 1\n", "2 training commands"),
     ],
 )
 def test_scripts_without_one_command(tmp_path: Path, text: str, message: str) -> None:

@@ -143,11 +143,11 @@ def test_gpus_by_name() -> None:
     assert str(parse_gpus("8xh100")) == "8xH100"
     assert str(parse_gpus("rtx 4090")) == "1xRTX-4090"
     assert parse_gpus("16 x A100").gpu.gib == 80
-    with pytest.raises(RequestError, match=r"--on 8xH101: no GPU of this name is known; did you mean H100\?"):
+    with pytest.raises(RequestError, match=r"--on 8xH101: .* H100\?"):
         parse_gpus("8xH101")
-    with pytest.raises(RequestError, match="known are B200, H200"):
+    with pytest.raises(RequestError, match="--on Trainium: .* B200, H200"):
         parse_gpus("Trainium")
-    with pytest.raises(RequestError, match="give a number and a GPU"):
+    with pytest.raises(RequestError, match="--on 0xH100: .* 8xH100"):
         parse_gpus("0xH100")
     assert nearest_gpu(85_520_809_984, 90).name == "H100"
     assert nearest_gpu(42_297_786_368, 80).name == "A100-40"

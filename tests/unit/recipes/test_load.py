@@ -150,7 +150,7 @@ def test_a_resolved_recipe_reads_back_as_the_same(write_recipe: Write) -> None:
     assert parse_recipe(data) == recipe
     assert "lambda" in data["stages"]["policy"]["algorithm"]
     data["stages"]["base"]["train"]["stpes"] = 1
-    with pytest.raises(RecipeError, match="did you mean steps"):
+    with pytest.raises(RecipeError, match=r"stages\.base\.train\.stpes: .* steps\?"):
         parse_recipe(data)
 
 

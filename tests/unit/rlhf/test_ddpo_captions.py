@@ -64,7 +64,7 @@ def test_captions_of_one_text_are_one_group_and_labels_are_their_images(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("captions", "said"), [((), "these images have no captions"), (("", ""), r"every caption is empty \(2 images\)")]
+    ("captions", "said"), [((), "captions, which text_encoder reads"), (("", ""), r"empty \(2 images\)")]
 )
 def test_images_without_captions_are_refused(tmp_path: Path, captions: tuple[str, ...], said: str) -> None:
     with pytest.raises(RequestError, match=said):

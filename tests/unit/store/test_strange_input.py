@@ -57,19 +57,19 @@ def test_an_import_s_record_without_a_source_is_damage(commit_artifact: Any, sto
     record = tmp_path / "store" / "refs" / "imports" / made.fingerprint / "000001"
     record.chmod(0o644)
     record.write_text('{"format":1}')
-    with pytest.raises(StoreDamaged, match=f"{made.fingerprint}/000001: the record of an import has no 'source'"):
+    with pytest.raises(StoreDamaged, match=f"{made.fingerprint}/000001: .* 'source'"):
         origins(store.files, made.fingerprint)
 
 
 def test_a_home_that_there_is_not_is_refused() -> None:
-    with pytest.raises(RequestError, match="'~nobody-of-that-name/store': there is no such user's home"):
+    with pytest.raises(RequestError, match="'~nobody-of-that-name/store'"):
         Store.open("~nobody-of-that-name/store")
 
 
 def test_a_path_that_is_too_long_is_named(commit_artifact: Any, store: Store, tmp_path: Path) -> None:
     made, place = commit_artifact(store, "base"), tmp_path / ("x" * 300)
     for write in (lambda: write_bundle(store, [made], place), lambda: export(store, made, place)):
-        with pytest.raises(CapacityError, match=r"x cannot be written: File name too long \(use a shorter path\)"):
+        with pytest.raises(CapacityError, match=r"x .*: File name too long"):
             write()
     found = CliRunner().invoke(store_app, ["import", str(place), "--store", store.uri])
     assert isinstance(found.exception, RequestError)
@@ -85,10 +85,10 @@ def test_a_file_in_the_place_of_a_stores_folder_is_damage(
     folder = tmp_path / "store" / what
     shutil.rmtree(folder)
     folder.write_text("a file")
-    with pytest.raises(StoreDamaged, match=f"{what} is not a folder"):
+    with pytest.raises(StoreDamaged, match=f"{what} is not"):
         collect(store, grace_s=0)
     if what == "refs":
-        with pytest.raises(StoreDamaged, match="refs is not a folder"):
+        with pytest.raises(StoreDamaged, match="refs is not"):
             verify(store)
     else:
         assert [item.path.partition("/")[0] for item in verify(store).damage] == ["refs"]
@@ -99,7 +99,7 @@ def test_nothing_is_collected_where_the_refs_are_missing(commit_artifact: Any, s
     commit_artifact(store, "base")
     store.take_lease("run", "base")
     (tmp_path / "store" / "refs").rename(tmp_path / "refs")
-    with pytest.raises(StoreDamaged, match="it has objects and leases, and refs/ is missing"):
+    with pytest.raises(StoreDamaged, match="objects and leases, .*refs/"):
         collect(store, grace_s=0)
 
 

@@ -169,14 +169,14 @@ def test_an_object_of_others_is_refused_and_replaced_when_it_is_put(root: Path, 
 
 def test_a_world_writable_store_is_refused_until_it_is_declared(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root.chmod(0o1777)
-    with pytest.raises(StoreUntrusted, match=rf"store {root} is not used: every user may write in it \(mode 1777\)"):
+    with pytest.raises(StoreUntrusted, match=rf"store {root} .* \(mode 1777\)"):
         Store.open(str(root)).list_artifacts()
     with pytest.raises(StoreUntrusted, match="TRAINWRIGHT_TRUST_STORE"):
         Store.open(str(root)).probe_writable()
     monkeypatch.setenv(trust.TRUST_VARIABLE, f"/other{os.pathsep}{root}")
     assert len(Store.open(str(root)).list_artifacts()) == 1
     by_link(root / REF)
-    with pytest.raises(StoreUntrusted, match="it is a link"):
+    with pytest.raises(StoreUntrusted, match=f"{REF}.* a link"):
         Store.open(str(root)).find_artifact(FINGERPRINT)
 
 
@@ -201,7 +201,7 @@ def test_a_store_of_another_user_is_refused(root: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(User, "present", lambda: User(424242, frozenset({424242})))
     if root.stat().st_uid == 0:
         monkeypatch.setattr(trust, "ROOT_USER", 424243)
-    with pytest.raises(StoreUntrusted, match=r"is not used: it belongs to .*, and you are user 424242"):
+    with pytest.raises(StoreUntrusted, match=rf"store {root} .* user 424242"):
         Store.open(str(root)).find_artifact(FINGERPRINT)
 
 
@@ -210,7 +210,7 @@ def test_a_store_of_another_user_is_refused(root: Path, monkeypatch: pytest.Monk
 def test_what_another_user_left_in_a_store_is_refused(root: Path, path: str) -> None:
     root.chmod(0o755)
     os.chown(root / path, 424242, 424242)
-    with pytest.raises(StoreUntrusted, match=f"{path} is not read: it belongs to user 424242"):
+    with pytest.raises(StoreUntrusted, match=f"{path} .* user 424242"):
         READS[path](Store.open(str(root)))
     root.chmod(0o775)  # shared with a group on purpose
     READS[path](Store.open(str(root)))

@@ -86,7 +86,7 @@ def test_an_engine_that_forgets_is_noticed_at_the_first_save(uri: str, what: str
         for batch in tiny.Source().micro_batches(step):
             engine.backward(tiny.Squares().loss(engine.module, batch).loss_sum)
         engine.step({"model": 0.1})
-    with pytest.raises((StageError, StoreDamaged), match=r"a resume would not be exact|has no tensor"):
+    with pytest.raises((StageError, StoreDamaged), match=r"no tensor \w+:layers|step 2 would save, \d+ items"):
         tiny.open_checkpoint(uri).save(engine, LoopState(steps_done=2), SourceState())
 
     assert Store.open(uri).latest_state("run", "base") is None, "what cannot be loaded is not committed"
@@ -99,7 +99,7 @@ def test_an_engine_that_forgets_at_a_later_save_is_refused_and_the_states_before
     for step in (1, 2):
         checkpoint.save(whole, LoopState(steps_done=step), SourceState())
     checkpoint.save(Forgets(whole, f"out {group}"), LoopState(steps_done=3), SourceState())
-    with pytest.raises(StageError, match=rf"step 3 was not saved: .* 1 items are missing .*: {group}:layers\.0"):
+    with pytest.raises(StageError, match=rf"step 3 .* 1 items .*: {group}:layers\.0"):
         checkpoint.flush()
     assert Store.open(uri).states("run", "base")._refs.numbers()[-2:] == [2, 3], "after the lease, two states"
     found = tiny.open_checkpoint(uri).restore(tiny.make_engine())
@@ -128,12 +128,12 @@ def test_a_tensor_of_the_source_that_is_not_written_is_noticed(uri: str, monkeyp
         lambda store, pieces, **place: real(store, [p for p in pieces if p.group != "source"], **place),
     )  # fmt: skip
     checkpoint.save(tiny.make_engine(), LoopState(steps_done=2), SourceState(tensors={"best": torch.ones(3)}))
-    with pytest.raises(StageError, match="1 items are missing or of another shape or type: source:best"):
+    with pytest.raises(StageError, match="step 2 .* 1 items .*: source:best"):
         checkpoint.flush()
 
 
 def test_a_source_whose_values_do_not_come_back_is_noticed(uri: str) -> None:
-    with pytest.raises(StageError, match="values of the source"):
+    with pytest.raises(StageError, match="step 1 would save, 1 items .* source$"):
         tiny.open_checkpoint(uri).save(tiny.make_engine(), LoopState(steps_done=1), SourceState({"seen": (1, 2)}))
 
 
@@ -192,7 +192,7 @@ def test_the_class_of_exactness_is_derived_and_kept(uri: str, capsys: pytest.Cap
 
 def test_a_changed_setting_makes_it_another_stage(uri: str) -> None:
     tiny.run(tiny.open_checkpoint(uri), steps=4)
-    with pytest.raises(StageError, match="belongs to fingerprint ffffffffffff, not eeeeeeeeeeee"):
+    with pytest.raises(StageError, match="fingerprint f{12}, not e{12}"):
         tiny.run(tiny.open_checkpoint(uri, fingerprint="e" * 64))
     change = {"field": "stages.base.train.steps", "before": 4, "after": 8}
     allowed = tiny.open_checkpoint(uri, fingerprint="e" * 64, accepts=["f" * 64], changes=[change])

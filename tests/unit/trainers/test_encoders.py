@@ -216,7 +216,7 @@ def test_labels_are_used_by_share_and_the_others_are_left(tokenization: Tokeniza
     assert 12 < len(used) < 36
     assert (dataset.arrays["labels"][used] >= 0).all()
     assert set(split_by_label(dataset, 0.2)[0]) < set(used), "a smaller share is a part of a larger one"
-    with pytest.raises(RequestError, match="at least two classes"):
+    with pytest.raises(RequestError, match=r"\(0 of 60 rows\)"):
         split_by_label(dataset, 1e-9)
 
 
@@ -283,5 +283,5 @@ def test_a_label_is_text_or_a_whole_number(value: Any) -> None:
 def test_labels_that_are_none_are_refused_or_unknown() -> None:
     assert convert({"text": "a", "label": None}, "labels", {}).columns["label"] is None
     assert convert({"text": "a"}, "labels", {}).columns["label"] is None
-    with pytest.raises(BadRow, match="'label' is float, not text or a whole number"):
+    with pytest.raises(BadRow, match="'label' is float"):
         convert({"text": "a", "label": 0.5}, "labels", {})

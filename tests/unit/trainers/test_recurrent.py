@@ -94,7 +94,7 @@ def test_a_saved_state_goes_on_the_same_and_a_new_epoch_starts_from_zero() -> No
     assert step(fresh, 2) == wanted[1], "the third step begins the second epoch"
     fresh = source(model, tokens, lanes=2, length=4)
     assert step(fresh, 1) != wanted[0], "the second step needs the state of the first"
-    with pytest.raises(RequestError, match="carried state has shape"):
+    with pytest.raises(RequestError, match=r"shape \(2, 2, 1, 12\), .* \(2, 2, 2, 12\)"):
         resumed.load_state(SourceState(tensors={CARRIED: saved.tensors[CARRIED][:, :, :1]}))
 
 

@@ -18,6 +18,7 @@ class SourceError(RequestError):
     def __init__(self, code: Code, message: str, suggestion: str = "", field: str = "") -> None:
         super().__init__(code, message, suggestion, field)
         self.code = code
+        self.codes = (code,)
         self.message = message
         self.suggestion = suggestion
         self.field = field

@@ -207,7 +207,7 @@ class DdpmFamily(ImageFamily):
         _, height, width = self._shape = facts.shape if codec is None else codec.shape
         finding = architecture.size_rule(height, width, "images" if codec is None else "latents")
         if finding is not None:
-            raise RequestError(str(finding))
+            raise RequestError.of(finding)
         if architecture.class_conditional:
             demand_classes(facts.classes, "class_conditional")
         num_classes = len(facts.classes)

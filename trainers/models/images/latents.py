@@ -19,7 +19,7 @@ class LatentCodec:
 
     def __init__(self, autoencoder: ImageFamily, scale: float) -> None:
         if (finding := autoencoder.settings.latents_rule()) is not None:
-            raise RequestError(str(finding))
+            raise RequestError.of(finding)
         self.autoencoder = autoencoder
         self.autoencoder.module.eval().requires_grad_(False)
         self.scale = scale

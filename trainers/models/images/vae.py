@@ -59,7 +59,7 @@ class SpatialAutoencoder(nn.Module):
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
         if (finding := architecture.size_rule(facts.height, facts.width)) is not None:
-            raise RequestError(str(finding))
+            raise RequestError.of(finding)
         levels = architecture.depth
         channels = tuple(architecture.width << level for level in range(levels))
         groups = math.gcd(8, architecture.width)

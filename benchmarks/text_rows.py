@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from recipes.data.text import PythonDocs, TrainTokenizer
+from recipes.data.text import PythonDocs
+from recipes.data.tokenizers import TrainTokenizer
 from recipes.models.encoder import Corruption
 from recipes.stages.optim import AdamW
 from recipes.stages.sharding import Shard

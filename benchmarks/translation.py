@@ -16,7 +16,8 @@ from text_rows import CLIP, LR, plain_loop
 from torch import nn
 from torch.utils.data import DataLoader
 
-from recipes.data.text import Csv, TrainTokenizer
+from recipes.data.text import Csv
+from recipes.data.tokenizers import TrainTokenizer
 from recipes.stages.optim import AdamW
 from recipes.stages.sharding import Shard
 from trainers.data.batches import BatchPlan

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from launch.inputs.data_check import row_roles
-from recipes.data.text import ExistingTokenizer, TrainTokenizer
+from recipes.data.tokenizers import ExistingTokenizer, TrainTokenizer
 from recipes.errors import RequestError, StoreDamaged
 from recipes.loaded_recipe import LoadedRecipe
 from recipes.models.architecture import MODEL_TYPES

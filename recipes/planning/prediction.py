@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recipes.data.images import ImageSetFacts
-from recipes.data.text import TrainTokenizer
+from recipes.data.tokenizers import TrainTokenizer
 from recipes.models.base import Shape
 from recipes.models.images.known_model import KnownImageModel
 from recipes.models.images.tally import TextSizes

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from recipes.data.text import ExistingTokenizer
+from recipes.data.tokenizers import ExistingTokenizer
 from recipes.errors import Problem
 from recipes.loaded_recipe import LoadedRecipe
 from recipes.models.families import NOUNS

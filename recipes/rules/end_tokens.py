@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from recipes.data.text import DEFAULT_CHAT_TEMPLATE
+from recipes.data.tokenizers import DEFAULT_CHAT_TEMPLATE
 from recipes.errors import Finding, Problem
 from recipes.loaded_recipe import LoadedRecipe
 from recipes.problem_codes import Code

@@ -7,7 +7,8 @@ from pydantic import model_validator
 
 from recipes.artifact_kinds import OutputKind
 from recipes.data.images import ImageSource
-from recipes.data.text import ExistingTokenizer, Source, Tokenizer, TrainTokenizer
+from recipes.data.text import Source
+from recipes.data.tokenizers import ExistingTokenizer, Tokenizer, TrainTokenizer
 from recipes.errors import FieldFinding, Finding, at
 from recipes.fields import added_meaning, meaning, raise_all, refuse
 from recipes.models.architecture import TEXT_FAMILIES, Architecture

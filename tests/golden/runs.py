@@ -90,6 +90,8 @@ FEWER = {
     ),
 }
 """What makes a smoke form smaller that takes minutes."""
+NOT_RECORDED: dict[str, str] = {}
+"""Shipped recipes without a record, and why."""
 VERSIONS = (
     "torch", "transformers", "tokenizers", "deepspeed", "peft", "diffusers", "numpy", "scikit-learn", "safetensors",
 )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.golden.fingerprints import ROOT, shipped_recipes
-from tests.golden.runs import FAST, differences, environment, load, missing_model
+from tests.golden.runs import FAST, NOT_RECORDED, RUNS, differences, environment, load, missing_model
 
 CHANGED = "\nwhere that is meant: python -m tests.golden.runs {}\n"
 TIMEOUT_S = 550
@@ -39,6 +39,13 @@ def _compare(name: str, recorded: dict[str, Any], found: dict[str, Any]) -> None
         pytest.skip(f"{name} is not recorded in this environment; to record it: python -m tests.golden.runs {name}")
     changed = list(differences({name: recorded[name]}, {name: found[name]}))
     assert not changed, CHANGED.format(name) + "\n".join(changed)
+
+
+def test_every_shipped_recipe_is_recorded_or_has_a_reason() -> None:
+    for path in sorted(RUNS.glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))["recipes"]
+        assert found.keys() | NOT_RECORDED.keys() == set(shipped_recipes()), f"python -m tests.golden.runs: {path.name}"
+        assert not found.keys() & NOT_RECORDED.keys()
 
 
 @pytest.fixture(scope="module")

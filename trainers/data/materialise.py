@@ -13,7 +13,8 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from recipes.data.images import ImageSource
-from recipes.data.text import Mix, Source, TrainTokenizer
+from recipes.data.text import Mix, Source
+from recipes.data.tokenizers import TrainTokenizer
 from recipes.errors import RequestError, StoreDamaged
 from recipes.planning.fingerprint import LOCATION_KEYS, left_out
 from trainers.data.dataset import BuildReport, Chunks, Contents, DataLayout, Dataset, Fate

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from recipes.data.text import ExistingTokenizer, TrainTokenizer
+from recipes.data.tokenizers import ExistingTokenizer, TrainTokenizer
 from recipes.errors import RequestError
 from recipes.tokenizers.chat_template import Message, after_answer, render
 from recipes.tokenizers.sentinels import SENTINEL, count_sentinels

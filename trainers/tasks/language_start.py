@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from recipes.data.text import ExistingTokenizer, TrainTokenizer
+from recipes.data.tokenizers import ExistingTokenizer, TrainTokenizer
 from recipes.models.architecture import TEXT_FAMILIES
 from recipes.models.base import TextFamily
 from recipes.stages.finetune import Finetune

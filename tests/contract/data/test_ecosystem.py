@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from recipes.data.text import TrainTokenizer
+from recipes.data.tokenizers import TrainTokenizer
 from trainers.data.row_forms import extract_prompt, is_conversational
 from trainers.data.tokenizer import Tokenization, load_tokenization, train_tokenizer
 

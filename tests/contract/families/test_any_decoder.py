@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from recipes.data.text import TrainTokenizer
+from recipes.data.tokenizers import TrainTokenizer
 from recipes.models.decoder import AnyDecoder
 from recipes.models.type_table import TypeRecord, type_records
 from recipes.stages.lora import Lora

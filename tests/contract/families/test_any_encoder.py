@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from recipes.data.text import TrainTokenizer
+from recipes.data.tokenizers import TrainTokenizer
 from recipes.models.type_table import type_records
 from recipes.stages.lora import Lora
 from tests.tiers import tiered

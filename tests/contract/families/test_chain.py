@@ -221,7 +221,7 @@ def test_requests_that_make_no_sense_are_refused(chain: Chain, tmp_path: Path) -
         draw_grid("store://flat", grid, store=store, label="3")
     with pytest.raises(RequestError, match="single image"):
         score("store://pixel", "digits", store=store)
-    with pytest.raises(RequestError, match="diffusion model; .*autoencoder"):
+    with pytest.raises(RequestError, match=r"diffusion model; .*autoencoder"):
         reconstruct("store://pixel", "digits", grid, store=store)
     with pytest.raises(RequestError, match="kind report"):
         draw_grid("store://eval", grid, store=store)

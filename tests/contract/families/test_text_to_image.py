@@ -276,7 +276,7 @@ def test_prompts_become_rows_of_a_grid(made: Made, tmp_path: Path) -> None:
         draw_grid("store://drawing", tmp_path / "d.png", **{**options, "prompts": ["a" * 99]})
     with pytest.raises(RequestError, match=r"4 images, 2 .*'c'.*--num-samples"):
         draw_grid("store://drawing", tmp_path / "d.png", store=store, num_samples=4, prompts=["a", "b", "c"])
-    with pytest.raises(RequestError, match="captions; .*--prompt"):
+    with pytest.raises(RequestError, match=r"captions; .*--prompt"):
         draw_grid("store://vae", tmp_path / "d.png", **options)
 
 
@@ -309,7 +309,7 @@ def test_bad_captions_are_named(made: Made, tmp_path: Path, name: str, captions:
 def test_images_of_another_form_are_refused_by_a_finetune(made: Made, tmp_path: Path) -> None:
     store, found, _ = made
     data = _arrays(tmp_path, ["a seven"] * 12, side=6)
-    with pytest.raises(RequestError, match="6x6 with 1 channel .* 8x8 with 1 channel in drawing"):
+    with pytest.raises(RequestError, match=r"6x6 with 1 channel .* 8x8 with 1 channel in drawing"):
         run(store, tmp_path, "bad-form", {**STAGES["tuned"][0], "data": data}, {"init_from": found["drawing"]})
 
 

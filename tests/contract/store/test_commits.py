@@ -116,9 +116,9 @@ def test_leases_fence(open_store: Callable[[], Store]) -> None:
     second = new.take_lease("run", "base")
     assert (first, second) == (1, 2)
     new.check_lease("run", "base", second)
-    with pytest.raises(Fenced, match="lease 1 .*lease 2"):
+    with pytest.raises(Fenced, match=r"lease 1 .*lease 2"):
         old.check_lease("run", "base", first)
-    with pytest.raises(Fenced, match="lease 1 .*lease 2"):
+    with pytest.raises(Fenced, match=r"lease 1 .*lease 2"):
         old.commit_state(things.state(first, step=2), first)
     with pytest.raises(StageError, match="lease 3 "):
         new.check_lease("run", "base", 3)
@@ -145,7 +145,7 @@ def test_a_stale_writer_between_check_and_commit_is_refused(
     monkeypatch.setattr(old, "check_lease", slow_check)
     old.commit_state(things.state(first, step=1), first)
     old_is_publishing = True
-    with pytest.raises(Fenced, match="lease 1 .*lease 2"):
+    with pytest.raises(Fenced, match=r"lease 1 .*lease 2"):
         old.commit_state(things.state(first, step=2), first)
     latest = new.latest_state("run", "base")
     assert latest is not None

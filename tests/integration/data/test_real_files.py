@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from recipes.data.text import Source, TrainTokenizer
+from recipes.data.text import Source
+from recipes.data.tokenizers import TrainTokenizer
 from trainers.data.dataset import Dataset
 from trainers.data.encoding import TextSettings
 from trainers.data.layouts.registry import text_layout

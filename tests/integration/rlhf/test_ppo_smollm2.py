@@ -1,19 +1,14 @@
 """PPO of a real model in bf16, by adapters and of all weights: the first ratios are 1, the sampler's gap is told."""
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from test_stages import WORDS, Workshop, jsonl, ppo_spec, reward_spec
-
-sys.path.pop(0)
-
 from rlhf.task import run_rl
 from rlhf.text.reward_stage import run_reward
+from tests.integration.rlhf.workshop import WORDS, Workshop, jsonl, ppo_spec, reward_spec
 from trainers.data.tokenizer import load_tokenization
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store

@@ -2,28 +2,21 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from launch.runs.suites import suites_of
-from recipes.data.text import JsonLines, TrainTokenizer
-from recipes.errors import RequestError, StageError
-from recipes.models.decoder import Llama
-from recipes.models.known_models import KnownModel
-from recipes.planning.memory import predict_sizes
+from recipes.data.text import JsonLines
+from recipes.data.tokenizers import TrainTokenizer
+from recipes.errors import RequestError
+from recipes.problem_codes import Code
 from recipes.stages.algorithms import Grpo
 from recipes.stages.evaluate import Evaluate
-from recipes.stages.finetune import Finetune
-from recipes.stages.lora import Lora
 from recipes.stages.optim import AdamW
-from recipes.stages.reward import Reward
 from recipes.stages.rewards.outside import ModelTerm
-from recipes.stages.rl import RlText
 from recipes.stages.rollout import Sampling
-from recipes.stages.train import Train
 from rlhf.task import run_rl
 from rlhf.text.build_policy import build_models
 from rlhf.text.replay import replay
@@ -31,7 +24,14 @@ from rlhf.text.responses import Responses
 from rlhf.text.reward_inputs import same_tokens
 from rlhf.text.reward_stage import run_reward
 from rlhf.text.stage import reward_source
-from tests.integration.rlhf.workshop import CPU, PLAIN, WORDS, Listener, Workshop, jsonl, open_workshop, sizes_of
+from tests.integration.rlhf.workshop import (
+    CPU,
+    PLAIN,
+    WORDS,
+    Workshop,
+    ppo_spec,
+    reward_spec,
+)
 from trainers.data.tokenizer import train_tokenizer
 from trainers.evaluation.evaluate_stage import run_evaluate
 from trainers.models.decoder import build_decoder
@@ -39,7 +39,6 @@ from trainers.models.folders import write_model
 from trainers.models.load import load_model
 from trainers.models.protocol import TokenizerFacts
 from trainers.store.manifest import files_digest
-from trainers.tasks.language_model import run_language_model
 from trainers.training.context import model_folder, model_weights
 
 OTHER_TEMPLATE = (
@@ -47,41 +46,6 @@ OTHER_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '[A]' }}{% endif %}"
 )
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    """A tiny chat model, preferences and prompts; then a reward model and a policy with adapters, and without."""
-    return open_workshop(tmp_path_factory.mktemp("workshop"), width=16)
-
-
-def reward_spec(lora: bool) -> Reward:
-    return Reward.model_validate(
-        {
-            "kind": "reward",
-            "init_from": "chat",
-            "lora": {"r": 4, "alpha": 8} if lora else None,
-            "data": {"source": "jsonl", "files": ["pairs.jsonl"], "hold_out": 0.2},
-            "min_accuracy": 0.0,
-            "train": {"steps": 12, "global_batch": 8, "sequence_length": 64, "optimizer": {"lr": 1e-2}},
-            "shard": PLAIN,
-        }
-    )
-
-
-def ppo_spec(lora: bool, **settings: Any) -> RlText:
-    return RlText.model_validate(
-        {
-            "kind": "rl",
-            "actor": "chat",
-            "rewards": {"judge": {"model": "judge"}},
-            "lora": {"r": 4, "alpha": 8} if lora else None,
-            "prompts": {"source": "jsonl", "files": ["prompts.jsonl"]},
-            "rollout": {"prompts_per_iteration": 8, "max_prompt_tokens": 48, "max_new_tokens": 8},
-            "algorithm": {"name": "ppo", "iterations": 2, "optimizer": {"lr": 1e-2}} | settings,
-            "shard": PLAIN,
-        }
-    )
 
 
 @pytest.mark.parametrize("lora", [True, False])
@@ -149,72 +113,6 @@ def test_reward_then_ppo_then_evaluation(workshop: Workshop, lora: bool) -> None
     assert samples == shown[-len(samples) :]
 
 
-def examine(workshop: Workshop, **changes: Any) -> tuple[dict[str, Any], Listener]:
-    """Evaluate the chat model; returns the metrics and what was heard."""
-    spec = Evaluate.model_validate(
-        {
-            "kind": "evaluate",
-            "of": ["chat"],
-            "text": {"source": "text", "files": ["text.txt"], "documents": "paragraph"},
-            "prompts": {"source": "jsonl", "files": ["prompts.jsonl"]},
-            "num_prompts": 4,
-            "sequence_length": 32,
-            "sampling": {"max_new_tokens": 8, "max_prompt_tokens": 48},
-            "shard": PLAIN,
-            **changes,
-        }
-    )
-    context = workshop.context("eval", {"of.0": "chat"})
-    report = run_evaluate(spec, context, suites_of(spec))
-    assert report is not None
-    assert isinstance(context.observer, Listener)
-    return dict(report.metrics), context.observer
-
-
-def test_an_evaluation_says_how_many_rows_of_each_suite_are_done(workshop: Workshop) -> None:
-    _, listener = examine(workshop, num_sequences=18, sequence_length=16)
-    for name, planned, parts in (("perplexity", 18, 0), ("answer", 4, 1), ("judge", 4, 1)):
-        rows = [place for heard, place in listener.phases if heard == name]
-        assert {place["rows_planned"] for place in rows} == {planned}
-        assert {(place["step"], place["steps_planned"]) for place in rows} == {(parts, 2)}
-        counts = [place["rows"] for place in rows]
-        assert counts == sorted(counts)
-    assert [place["rows"] for heard, place in listener.phases if heard == "perplexity"] == [0, 16, 18]
-
-
-def test_num_prompts_bounds_the_text_of_perplexity(workshop: Workshop) -> None:
-    asked = {"suites": ["perplexity"]}
-    few, listener = examine(workshop, **asked)
-    assert [place["rows"] for heard, place in listener.phases if heard == "perplexity"][-1] == 4
-    all_of_it, _ = examine(workshop, **asked, num_sequences=10**6)
-    limited, listener = examine(
-        workshop,
-        **asked,
-        num_sequences=10**6,
-        text={"source": "text", "files": ["text.txt"], "documents": "paragraph", "limit": 2},
-    )
-    rows = [place["rows"] for heard, place in listener.phases if heard == "perplexity"][-1]
-    assert rows <= 4
-    assert len({metrics["chat.perplexity"] for metrics in (few, all_of_it, limited)}) == 3
-
-
-def test_lost_rows_are_told_and_too_many_stop_the_stage(workshop: Workshop) -> None:
-    def evaluation(long: int, **source: float) -> list[str]:
-        rows = [{"prompt": "What?"}] + [{"prompt": f"What does {n} do with every file?" * 9} for n in range(long)]
-        jsonl(workshop.folder / "lengths.jsonl", rows)
-        prompts = {"source": "jsonl", "files": ["lengths.jsonl"], **source}
-        return examine(workshop, suites=["generation"], num_samples=0, prompts=prompts)[1].told
-
-    assert evaluation(0) == []
-    said = "prompts: 4 of 5 rows (80%) dropped: 4 longer than 48 tokens; for example lengths.jsonl:2"
-    assert evaluation(4) == [f"warning: {said}, lengths.jsonl:3, lengths.jsonl:4"]
-    with pytest.raises(RequestError, match=r"19 of 20 rows .* more than max_dropped .*eval.prompts.max_dropped: 1"):
-        evaluation(19)
-    assert "19 of 20 rows" in evaluation(19, max_dropped=1.0)[0]
-    with pytest.raises(RequestError, match="more than max_dropped"):
-        evaluation(4, max_dropped=0.5)
-
-
 def test_a_model_of_another_family_is_refused(workshop: Workshop) -> None:
     folder = workshop.folder / "encoder"
     (folder / "model").mkdir(parents=True)
@@ -268,67 +166,6 @@ def test_shared_and_separate_networks_give_the_same_scores(workshop: Workshop) -
             found.append(built.models(responses, ("reward", "critic"), False, 6))
     torch.testing.assert_close(found[0]["scores_B"], found[1]["scores_B"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found[0]["values_BA"], found[1]["values_BA"], rtol=1e-4, atol=1e-4)
-
-
-def rules_spec(lora: bool, **settings: Any) -> RlText:
-    keys = ppo_spec(lora, **settings).model_dump(mode="json", by_alias=True)
-    keys["prompts"] = {"source": "jsonl", "files": ["sums.jsonl"]}
-    keys["rewards"] = {
-        "short": {"rule": "length", "max": 8, "unit": "characters", "slack": 30, "weight": 2.0},
-        "right": {"rule": "number"},
-    }
-    return RlText.model_validate(keys)
-
-
-@pytest.mark.parametrize("lora", [True, False])
-def test_rules_alone_need_no_reward_model(workshop: Workshop, lora: bool) -> None:
-    rows = [{"prompt": [{"role": "user", "content": f"What is {n}?"}], "answer": n} for n in range(20)]
-    jsonl(workshop.folder / "sums.jsonl", rows)
-    spec, name = rules_spec(lora, iterations=2), "rules-" + ("lora" if lora else "full")
-    assert [item.field_path for item in spec.inputs()] == ["actor"]
-    context = workshop.context(name, {"actor": "chat"})
-    candidate = run_rl(spec, context)
-    assert candidate is not None
-    workshop.keep(name, candidate, {"actor": "chat"})
-    start, end = candidate.metrics["start"], candidate.metrics["end"]
-    for report in (start, end):
-        assert report["score_mean"] == pytest.approx(2 * report["reward/short"] + report["reward/right"], abs=1e-5)
-    for line in workshop.store.run("run").read_lines(f"samples/{name}"):
-        assert line["rewards"].keys() == {"short", "right"}
-        assert line["score"] == pytest.approx(2 * line["rewards"]["short"] + line["rewards"]["right"], abs=1e-5)
-
-
-def test_the_probe_knows_truth_from_noise_and_refuses_a_reward_that_does_not(workshop: Workshop) -> None:
-    rows = [{"prompt": f"What is {n}?", "answer": n} for n in range(100, 130)]
-    jsonl(workshop.folder / "sums.jsonl", rows)
-    spec = rules_spec(True, iterations=1)
-    spec = spec.changed(rewards={"right": spec.rewards["right"].changed(weight=2.0)})
-    candidate = run_rl(spec, workshop.context("probed", {"actor": "chat"}))
-    assert candidate is not None
-    table = candidate.metrics["probe"]
-    assert list(table) == ["truth", "other_answers", "first_halves", "random_tokens", "start"]
-    assert table["truth"] == {"right": 1.0, "score": 2.0}
-    assert table["other_answers"] == table["random_tokens"] == {"right": 0.0, "score": 0.0}
-    assert table["start"]["right"] == candidate.metrics["start"]["reward/right"]
-
-    upside_down = spec.changed(rewards={"wrong": spec.rewards["right"].changed(weight=-1.0)})
-    with pytest.raises(StageError, match=r"(?s)truth +1\.000 +-1\.000"):
-        run_rl(upside_down, workshop.context("refused-reward", {"actor": "chat"}))
-    context = workshop.context("warned", {"actor": "chat"})
-    warned = run_rl(upside_down.changed(probe="warn"), context)
-    assert warned is not None
-    assert warned.metrics["probe"]["truth"]["score"] == -1.0
-    unasked = run_rl(upside_down.changed(probe="off"), workshop.context("unasked", {"actor": "chat"}))
-    assert unasked is not None
-    assert "probe" not in unasked.metrics
-
-
-def test_a_row_without_the_rewards_column_is_named(workshop: Workshop) -> None:
-    jsonl(workshop.folder / "sums.jsonl", [{"prompt": "a", "answer": 1}, {"prompt": "b", "anwser": 2}])
-    with pytest.raises(
-        RequestError, match=r"sums\.jsonl:2: .*'answer'.* anwser"
-    ):
-        run_rl(rules_spec(True), workshop.context("no-column", {"actor": "chat"}))
 
 
 def test_a_stopped_stage_commits_the_policy_that_it_kept(workshop: Workshop) -> None:
@@ -405,34 +242,3 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(workshop: Workshop
         with torch.no_grad():
             score = judge(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.item()
         assert line["score"] == pytest.approx(score, abs=1e-4), text
-
-
-def test_the_predicted_state_is_what_is_stored(tmp_path: Path) -> None:
-    """Wide enough that the files' headers are little: predicted bytes are within 2 % of all objects of a state."""
-    workshop = open_workshop(tmp_path, width=64)
-    answers = [{"prompt": f"What does {a}_{b} do?", "completion": f"{a}s the {b}."} for a in WORDS for b in WORDS[:5]]
-    jsonl(tmp_path / "answers.jsonl", answers)
-    few = Train.model_validate({"steps": 1, "global_batch": 4, "sequence_length": 64, "optimizer": {"lr": 1e-2}})
-    rows = {"source": "jsonl", "files": ["answers.jsonl"], "hold_out": 0.2}
-    chat = {"kind": "finetune", "init_from": "chat", "data": rows, "train": few, "shard": PLAIN}
-    architecture = Llama.model_validate({"family": "decoder", "type": "llama", **sizes_of(64)})
-    model = KnownModel(architecture, workshop.tokenization.vocab_size)
-    for name, lora in (("full", None), ("lora", Lora(r=32))):
-        stages: dict[str, tuple[Any, Any, dict[str, str]]] = {
-            "chat": (Finetune.model_validate(chat), run_language_model, {"init_from": "chat"}),
-            "judge": (reward_spec(False).model_copy(update={"train": few}), run_reward, {"init_from": "chat"}),
-            "policy": (
-                ppo_spec(False, iterations=1, kl_limit=10.0),
-                run_rl,
-                {"actor": "chat", "rewards.judge.model": f"judge-{name}"},
-            ),
-        }
-        for kind, (plain, run, given) in stages.items():
-            spec, stage = plain.model_copy(update={"lora": lora}), f"{kind}-{name}"
-            workshop.keep(stage, run(spec, workshop.context(stage, given)), given)
-            state = workshop.store.latest_state("run", stage)
-            assert state is not None
-            tensors = [tensor for group in state.tensors.values() for tensor in group]
-            stored = {piece.object.sha256: piece.object.bytes for tensor in tensors for piece in tensor.slices}
-            predicted = predict_sizes(spec, model, 1, 4).state_bytes
-            assert sum(stored.values()) == pytest.approx(predicted, rel=0.02), stage

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-from recipes.data.text import TrainTokenizer
+from recipes.data.tokenizers import TrainTokenizer
+from recipes.stages.reward import Reward
+from recipes.stages.rl import RlText
 from tests.observers import Quiet
 from trainers.data.tokenizer import Tokenization, train_tokenizer
 from trainers.models.decoder import build_decoder
@@ -134,3 +136,32 @@ def open_workshop(folder: Path, width: int) -> Workshop:
     files = store.objects.put_folder(folder / "chat")
     chat = ArtifactManifest(fingerprint="c" * 64, digest=files_digest(files), kind="model", stage="chat", files=files)
     return Workshop(store, folder, tokenization, {"chat": store.put_artifact(chat).manifest})
+
+
+def reward_spec(lora: bool) -> Reward:
+    return Reward.model_validate(
+        {
+            "kind": "reward",
+            "init_from": "chat",
+            "lora": {"r": 4, "alpha": 8} if lora else None,
+            "data": {"source": "jsonl", "files": ["pairs.jsonl"], "hold_out": 0.2},
+            "min_accuracy": 0.0,
+            "train": {"steps": 12, "global_batch": 8, "sequence_length": 64, "optimizer": {"lr": 1e-2}},
+            "shard": PLAIN,
+        }
+    )
+
+
+def ppo_spec(lora: bool, **settings: Any) -> RlText:
+    return RlText.model_validate(
+        {
+            "kind": "rl",
+            "actor": "chat",
+            "rewards": {"judge": {"model": "judge"}},
+            "lora": {"r": 4, "alpha": 8} if lora else None,
+            "prompts": {"source": "jsonl", "files": ["prompts.jsonl"]},
+            "rollout": {"prompts_per_iteration": 8, "max_prompt_tokens": 48, "max_new_tokens": 8},
+            "algorithm": {"name": "ppo", "iterations": 2, "optimizer": {"lr": 1e-2}} | settings,
+            "shard": PLAIN,
+        }
+    )

@@ -123,7 +123,7 @@ def test_a_merged_model_of_the_artifact_is_taken_as_it_is(
     assert (merged / "model.safetensors").read_bytes() == (source / "model" / "model.safetensors").read_bytes()
     assert (export(store, both, tmp_path / "adapter") / "base" / "model.safetensors").exists()
     assert (export(store, both, tmp_path / "part", part="model") / "config.json").exists()
-    with pytest.raises(RequestError, match="'critic'.* adapter, model"):
+    with pytest.raises(RequestError, match=r"'critic'.* adapter, model"):
         export(store, both, tmp_path / "critic", part="critic")
 
 

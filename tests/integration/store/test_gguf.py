@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from launch.cli.main import app
-from recipes.data.text import TrainTokenizer
+from recipes.data.tokenizers import TrainTokenizer
 from recipes.errors import RequestError
 from trainers.data.tokenizer import Tokenization, load_tokenization, train_tokenizer
 from trainers.models.gguf_export import write_gguf

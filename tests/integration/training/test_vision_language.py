@@ -133,7 +133,7 @@ def test_sampling_says_what_does_not_fit(tuned: Tuned, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(RequestError, match=r"bad\.png"):
         sample_texts("store://see", ["Which?"], store=store.uri, images=[tmp_path / "bad.png"])
-    with pytest.raises(RequestError, match="2 places .* 1 images"):
+    with pytest.raises(RequestError, match=r"2 places .* 1 images"):
         sample_texts("store://see", ["<image><image>"], store=store.uri, images=[folder / "1.png"])
 
 

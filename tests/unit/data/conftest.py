@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.data.text import TrainTokenizer
+from recipes.data.tokenizers import TrainTokenizer
 from trainers.data.tokenizer import Tokenization, train_tokenizer
 from trainers.store.store import Store
 

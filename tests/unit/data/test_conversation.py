@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from recipes.data.text import Source, TrainTokenizer
+from recipes.data.text import Source
+from recipes.data.tokenizers import TrainTokenizer
 from recipes.errors import RequestError
 from trainers.data.conversation import as_conversation, turns
 from trainers.data.dataset import Dataset

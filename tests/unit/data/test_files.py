@@ -196,7 +196,7 @@ def test_folders_downloaded_from_the_hub_and_parts_of_splits(tmp_path: Path) -> 
     assert rows(source="datasets", path="./snapshot/data") == ROWS
     assert rows(source="datasets", path="./snapshot/data", split="train[:40%]") == ROWS[:2]
     assert rows(source="datasets", path="./saved", split="train[3:]") == ROWS[3:]
-    with pytest.raises(SourceError, match="split: trian; .* train"):
+    with pytest.raises(SourceError, match=r"split: trian; .* train"):
         rows(source="datasets", path="./snapshot/data", split="trian")
     with pytest.raises(SourceError, match=r"train\[a\] is no split"):
         rows(source="datasets", path="./saved", split="train[a]")

@@ -9,7 +9,8 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from recipes.data.text import Source, TrainTokenizer
+from recipes.data.text import Source
+from recipes.data.tokenizers import TrainTokenizer
 from recipes.errors import RequestError
 from trainers.data import materialise as module
 from trainers.data.batches import BatchPlan, Seq2SeqBatch, build_batch
@@ -184,9 +185,7 @@ def test_long_conversations_are_truncated_and_counted(build: Any) -> None:
 
 
 def test_nothing_to_learn_is_an_error_that_names_rows(build: Any) -> None:
-    with pytest.raises(
-        RequestError, match=r"2 rows at sequence_length 8: no_response: rows.jsonl:1, rows.jsonl:2"
-    ):
+    with pytest.raises(RequestError, match=r"2 rows at sequence_length 8: no_response: rows.jsonl:1, rows.jsonl:2"):
         build("instructions", [{"messages": [USER, ANSWER]}] * 2, 8)
     with pytest.raises(RequestError, match=r"no_response: rows.jsonl:1"):
         build("instructions", [{"messages": [USER]}])

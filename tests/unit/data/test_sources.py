@@ -104,7 +104,7 @@ def test_datasets_folder(base: Path) -> None:
     given = source(source="datasets", path="d")
     assert [row.columns["text"] for row in read_rows(given, base, "text", 0)] == ["a", "b"]
     assert len(open_source(given, base).digest()) == 64
-    with pytest.raises(RequestError, match="split: test; .* train"):
+    with pytest.raises(RequestError, match=r"split: test; .* train"):
         list(read_rows(source(source="datasets", path="d", split="test"), base, "text", 0))
     with pytest.raises(RequestError, match="needs its `revision`"):
         open_source(source(source="datasets", path="org/name"), base).digest()

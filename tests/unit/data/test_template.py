@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from recipes.data.text import DEFAULT_CHAT_TEMPLATE
+from recipes.data.tokenizers import DEFAULT_CHAT_TEMPLATE
 from recipes.errors import RequestError
 from recipes.tokenizers.chat_template import render, template_names
 from trainers.data.template import response_spans
@@ -89,7 +89,7 @@ def test_a_turn_of_weight_0_is_no_target(template: str) -> None:
 
 def test_blocks_of_generation_must_be_those_of_the_turns_where_one_has_weight_0() -> None:
     talk = [TALK[1], {**TALK[2], "weight": 0}, TALK[3], TALK[4]]
-    with pytest.raises(RequestError, match="1 blocks .* 2 turns"):
+    with pytest.raises(RequestError, match=r"1 blocks .* 2 turns"):
         response_spans("{% generation %}{{ messages | length }}{% endgeneration %}", talk, TOKENS)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tokenizers import processors
 
-from recipes.data.text import ExistingTokenizer, TrainTokenizer
+from recipes.data.tokenizers import ExistingTokenizer, TrainTokenizer
 from recipes.errors import RequestError
 from trainers.data.encoding import TextSettings, encode_instructions
 from trainers.data.layouts.prompts import Prompts
@@ -20,7 +20,7 @@ from trainers.data.tokenizer import Tokenization, load_tokenization, tokenizatio
 
 TEXT = "Return the sum of two numbers.\n\tdéjà vu 中文 🙂  end"
 TRAIN = """
-from recipes.data.text import TrainTokenizer
+from recipes.data.tokenizers import TrainTokenizer
 from trainers.data.tokenizer import train_tokenizer
 texts = [f"word{i % 7} other{i % 11} and {i % 13} more" for i in range(2000)]
 print(train_tokenizer(TrainTokenizer(train="bpe", vocab_size=400), texts).contract_hash)

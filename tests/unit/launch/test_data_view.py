@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from launch.cli.main import app
-from recipes.data.text import TrainTokenizer
+from recipes.data.tokenizers import TrainTokenizer
 from recipes.errors import RequestError
 from trainers.data.tokenizer import train_tokenizer
 
@@ -108,7 +108,7 @@ def test_the_page_is_whole_and_escapes_what_rows_hold(recipe: Path, tmp_path: Pa
 
 
 def test_an_unknown_stage_is_refused(recipe: Path) -> None:
-    with pytest.raises(RequestError, match="sfx; .* base, sft, rm"):
+    with pytest.raises(RequestError, match=r"sfx; .* base, sft, rm"):
         run(recipe, "sfx")
 
 

@@ -174,7 +174,7 @@ def test_an_ignored_gate_lets_the_chain_go_on_and_the_last_gate_counts(bench: Be
     record, _ = bench.drive("stages.chat.gate=ignore", "stages.eval.gate=ignore")
     assert record.summary().state == "completed"
     bench.stages.hook = lambda job, worker: failed if job["stage"] == "eval" else None
-    with pytest.raises(StageError, match="eval .*: too bad"):
+    with pytest.raises(StageError, match=r"eval .*: too bad"):
         bench.drive("seed=5")
 
 
@@ -188,7 +188,7 @@ def test_a_candidate_that_names_other_parents_is_never_committed(bench: Bench, m
         return made
 
     monkeypatch.setattr(bench.stages, "run_stage", forge)
-    with pytest.raises(AssertionError, match="^chat: .* parents"):
+    with pytest.raises(AssertionError, match=r"^chat: .* parents"):
         bench.drive()
     assert [manifest.stage for manifest in bench.store.list_artifacts()] == ["base"]
 

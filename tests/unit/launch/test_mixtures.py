@@ -10,7 +10,7 @@ from launch.checks.data_view import view_data
 from launch.checks.preflight import check
 from launch.checks.source_counts import source_counts
 from launch.inputs.data_check import load_checked
-from recipes.data.text import TrainTokenizer
+from recipes.data.tokenizers import TrainTokenizer
 from recipes.planning.fingerprint import ParentId, stage_meaning
 from recipes.problem_codes import Code
 from trainers.data.tokenizer import train_tokenizer

@@ -101,7 +101,7 @@ def test_models_of_the_store_must_be_of_a_family_that_serves(
 def test_an_adapter_alone_is_no_start(recipe: Path, store: Store) -> None:
     put_model(store, "alone", {"model_type": "llama"}, "adapter")
     loaded = load_recipe(recipe, ["stages.chat.init_from=store://alone"])
-    with pytest.raises(RecipeError, match="store export .* --merge") as refused:
+    with pytest.raises(RecipeError, match=r"store export .* --merge") as refused:
         resolve(loaded, store, Workers(1, 0), Hardware())
     assert refused.value.codes == ("wrong-artifact-kind",)
 
@@ -113,9 +113,7 @@ def test_auto_never_settles_below_min_workers(recipe: Path, cpus: int, expected:
     if expected is not None:
         assert settle_workers(loaded.recipe, nodes).num_workers == expected
         return
-    with pytest.raises(
-        CapacityError, match=r"min_workers is 2; at most 1 .* 1 CPU worker,"
-    ):
+    with pytest.raises(CapacityError, match=r"min_workers is 2; at most 1 .* 1 CPU worker,"):
         settle_workers(loaded.recipe, nodes)
 
 

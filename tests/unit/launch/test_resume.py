@@ -92,7 +92,7 @@ def test_a_resume_elsewhere_keeps_precision_and_engine(bench: Bench) -> None:
     moved = with_placement(record.resolved(), None, ["stages.base.shard.engine=plain", "stages.base.shard.zero=0"])
     assert moved.recipe.stages["base"].shard.engine_text == "plain"
     assert moved.plan(None).stages[0].fingerprint == settled.plan(None).stages[0].fingerprint
-    with pytest.raises(RecipeError, match="stages.base.shard: zero 2 .* engine: deepspeed") as refused:
+    with pytest.raises(RecipeError, match=r"stages.base.shard: zero 2 .* engine: deepspeed") as refused:
         with_placement(record.resolved(), None, ["stages.base.shard.engine=plain"])
     assert refused.value.codes == ("no-effect",)
 

@@ -11,7 +11,7 @@ import pytest
 
 from launch.checks.preflight import CheckResult
 from launch.checks.preflight import check as check_recipe
-from recipes.data.text import TrainTokenizer
+from recipes.data.tokenizers import TrainTokenizer
 from trainers.data.tokenizer import train_tokenizer
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store

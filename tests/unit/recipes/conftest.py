@@ -1,13 +1,19 @@
 """A small recipe with every kind of stage, written to a folder, and edited by text."""
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launch.inputs.data_check import load_checked
+from recipes.convert.engine import Conversion, convert
+from recipes.convert.registry import find_system, recognise
+from recipes.convert.source_text import read_source
 from recipes.errors import RecipeError
 from recipes.recipe import Recipe
+from tests.unit.recipes.conversions import DATASET_INFO, Convert
 
 CHAIN = """\
 name: chain
@@ -132,3 +138,23 @@ def problems_of(recipe_of: Callable[..., Recipe]) -> ProblemsOf:
         return []
 
     return load
+
+
+@pytest.fixture
+def converted(tmp_path: Path) -> Convert:
+    """Write a file and convert it to a recipe in the same folder."""
+
+    def make(text: str, name: str = "config.yaml", system: str | None = None, **options: Any) -> Conversion:
+        path = tmp_path / name
+        path.write_text(text)
+        source = read_source(path, tmp_path)
+        known = recognise(source.value, name)[0] if system is None else find_system(system)
+        return convert([(source, known)], tmp_path, **options)
+
+    return make
+
+
+@pytest.fixture
+def factory_data(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(DATASET_INFO))

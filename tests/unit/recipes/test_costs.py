@@ -145,9 +145,9 @@ def test_gpus_by_name() -> None:
     assert parse_gpus("16 x A100").gpu.gib == 80
     with pytest.raises(RequestError, match=r"--on 8xH101: .* H100\?"):
         parse_gpus("8xH101")
-    with pytest.raises(RequestError, match="--on Trainium: .* B200, H200"):
+    with pytest.raises(RequestError, match=r"--on Trainium: .* B200, H200"):
         parse_gpus("Trainium")
-    with pytest.raises(RequestError, match="--on 0xH100: .* 8xH100"):
+    with pytest.raises(RequestError, match=r"--on 0xH100: .* 8xH100"):
         parse_gpus("0xH100")
     assert nearest_gpu(85_520_809_984, 90).name == "H100"
     assert nearest_gpu(42_297_786_368, 80).name == "A100-40"

@@ -55,7 +55,7 @@ def test_the_nearest_key_is_named(tmp_path: Path) -> None:
 
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe(f"{MISTRAL}, slidng_window: 8"))
-    with pytest.raises(RecipeError, match="slidng_window: .* sliding_window"):
+    with pytest.raises(RecipeError, match=r"slidng_window: .* sliding_window"):
         load_recipe(path)
 
 

@@ -144,5 +144,5 @@ def test_models_of_different_tokenizers_answer_the_same_prompts() -> None:
     assert first == [row for row in alone if "7" not in plain.records[row]["id"]][:20]
     everything, _ = shared_prompts([plain, chat], 1000, seed=3)
     assert len(everything) == len(turns)
-    with pytest.raises(RequestError, match="^prompts: .*`of`"):
+    with pytest.raises(RequestError, match=r"^prompts: .*`of`"):
         shared_prompts([plain, prompt_set("c", {"b.jsonl:1": "question 1"})], 20, seed=3)

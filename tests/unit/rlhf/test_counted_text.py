@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recipes.data.text import TrainTokenizer
+from recipes.data.tokenizers import TrainTokenizer
 from rlhf.text.counted_text import CountedText
 from rlhf.text.known_answers import AnsweredPrompt, Noise, ordinary_tokens, true_answer, truly_answered
 from rlhf.text.reward_inputs import encode_response

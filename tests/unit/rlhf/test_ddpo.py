@@ -65,7 +65,7 @@ def test_far_out_of_range_a_reference_may_be_off_by_roundings_alone() -> None:
     )  # nats: an absolute bound fits no size of values
     for parameter in reference:
         parameter.mul_(1.001)
-    with pytest.raises(StageError, match="its reference: .* up to"):
+    with pytest.raises(StageError, match=r"its reference: .* up to"):
         ddpo.source.experience.estimate(0, 0.0, [range(12)])
 
 
@@ -121,7 +121,7 @@ def made_stale(ddpo: Any, is_honest: bool) -> None:
 def test_images_of_a_stale_policy_stop_the_stage() -> None:
     ddpo = build()
     made_stale(ddpo, is_honest=True)
-    with pytest.raises(StageError, match="after 0 steps, for iteration 0; .* step 2, iteration 1"):
+    with pytest.raises(StageError, match=r"after 0 steps, for iteration 0; .* step 2, iteration 1"):
         ddpo.run()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.data.text import TrainTokenizer
+from recipes.data.tokenizers import TrainTokenizer
 from recipes.errors import RequestError, StageError
 from recipes.stages.environments import CalculatorEnvironment, PythonDocsEnvironment, PythonEnvironment
 from rlhf.algorithms.advantages import Gae, GroupRelative, Rewarded, WhitenedReturns

@@ -55,5 +55,5 @@ def test_the_class_is_found_by_its_name() -> None:
 
 
 def test_a_classifier_of_images_of_another_shape_is_refused() -> None:
-    with pytest.raises(RequestError, match="^reward.classifier: .* 2x2 with 1 channel .* 8x8 with 1 channel"):
+    with pytest.raises(RequestError, match=r"^reward.classifier: .* 2x2 with 1 channel .* 8x8 with 1 channel"):
         classifier_scorer(ClassReward(classifier="judge"), judge("a"), ImageFacts(1, 8, 8, ("a",)))

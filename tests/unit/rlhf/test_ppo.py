@@ -204,7 +204,7 @@ def test_rollouts_of_other_weights_stop_the_stage(tiny_ppo: Build) -> None:
     before = rollouts.sync(0)
     ppo.run(last=1)
     after = rollouts.sync(0)
-    with pytest.raises(StageError, match="after 0 steps, for iteration 0; .* step 1, iteration 0"):
+    with pytest.raises(StageError, match=r"after 0 steps, for iteration 0; .* step 1, iteration 0"):
         require_version(before, after)
     require_version(after, rollouts.sync(0))
 

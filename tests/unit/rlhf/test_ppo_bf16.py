@@ -51,7 +51,7 @@ def test_roundings_pass_and_a_wrong_temperature_does_not() -> None:
     hotter = (logits / 1.05).log_softmax(1)[:, 0]
     with pytest.raises(StageError, match=rf"on average \(at most {MEAN_ROUNDINGS:g}\)"):
         require_ratio_one(hotter - exact, token_scales(exact), U)
-    with pytest.raises(StageError, match="its reference: .* up to"):
+    with pytest.raises(StageError, match=r"its reference: .* up to"):
         require_reference(hotter, exact, token_scales(exact), U)
     with pytest.raises(StageError, match="disagree"):
         require_ratio_one(torch.full((3,), torch.nan), torch.ones(3), U)

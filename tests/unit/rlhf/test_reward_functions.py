@@ -105,7 +105,7 @@ def test_check_runs_nothing_of_the_recipes_folder(folder: Path, monkeypatch: pyt
     monkeypatch.chdir(folder)
     assert term_finding(TERM.validate_python({"python": "fatal:f"}), folder) is None
     assert not (folder / "ran").exists()
-    with pytest.raises(RequestError, match="module fatal .*: SystemError: boom"):
+    with pytest.raises(RequestError, match=r"module fatal .*: SystemError: boom"):
         values(folder, python="fatal:f")
 
 

@@ -107,7 +107,7 @@ def test_weights_that_were_not_taken_over_show(tiny_ppo: Build) -> None:
     honest.run(last=1)
     policy: Any = honest.source.experience.policy
     policy.sync = lambda iteration: WeightsVersion(iteration, honest.engine.steps_applied)
-    with pytest.raises(StageError, match="after 0 steps, for iteration 0; .* step 1, iteration 1"):
+    with pytest.raises(StageError, match=r"after 0 steps, for iteration 0; .* step 1, iteration 1"):
         honest.source.experience.estimate(1, 0.0, [range(8)])
     hidden = tiny_ppo(lora=False, open_rollouts=NeverSynced, iterations=3, epochs=4)
     hidden.run()

@@ -97,7 +97,7 @@ def test_a_ref_to_another_places_manifest_is_passed_over(store: Store, caplog: p
     theirs = store.states("theirs", "base")
     theirs.take_lease()
     theirs._refs.append(stolen)
-    with pytest.raises(StoreDamaged, match="of refs/states/run/base, .* of refs/states/theirs/base"):
+    with pytest.raises(StoreDamaged, match=r"of refs/states/run/base, .* of refs/states/theirs/base"):
         store.latest_state("theirs", "base")
     log.append(named)
     assert store.latest_state("run", "base") == mine
@@ -138,7 +138,7 @@ def test_an_artifact_names_no_object_of_a_training_state(store: Store) -> None:
     """Retention would take it away."""
     blob = state_object(store, owner_mark("run", "base", 1, 1))
     forged = artifact_of({"model/model.safetensors": blob})
-    with pytest.raises(StoreDamaged, match="objects/.* run/base/1/1"):
+    with pytest.raises(StoreDamaged, match=r"objects/.* run/base/1/1"):
         store.put_artifact(forged)
     assert store.list_artifacts() == []
     store._artifact_refs(forged.fingerprint).append(store._put_manifest(forged))

@@ -122,7 +122,7 @@ def test_a_reward_model_is_known_by_its_class(store: Store, folder: Path) -> Non
     write_json(folder / "config.json", config)
     assert import_folder(store, folder).kind == "reward_model"
     write_json(folder / "config.json", {**config, "id2label": {"0": "a", "1": "b"}})
-    with pytest.raises(RequestError, match="config.json: .* has 2"):
+    with pytest.raises(RequestError, match=r"config.json: .* has 2"):
         import_folder(store, folder)
 
 
@@ -359,9 +359,7 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_refused(store: Store, folder
         import_folder(store, folder)
     write_json(folder / "config.json", {**config, "vocab_size": 4})
     write_json(folder / "generation_config.json", {"eos_token_id": [1, 3]})
-    with pytest.raises(
-        RequestError, match=r"generation_config.json: eos_token_id is 3, "
-    ):
+    with pytest.raises(RequestError, match=r"generation_config.json: eos_token_id is 3, "):
         import_folder(store, folder)
     write_json(folder / "generation_config.json", {"eos_token_id": [1]})
     assert import_folder(store, folder).kind == "model"

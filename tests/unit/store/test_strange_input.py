@@ -99,7 +99,7 @@ def test_nothing_is_collected_where_the_refs_are_missing(commit_artifact: Any, s
     commit_artifact(store, "base")
     store.take_lease("run", "base")
     (tmp_path / "store" / "refs").rename(tmp_path / "refs")
-    with pytest.raises(StoreDamaged, match="objects and leases, .*refs/"):
+    with pytest.raises(StoreDamaged, match=r"objects and leases, .*refs/"):
         collect(store, grace_s=0)
 
 

@@ -128,12 +128,12 @@ def test_a_tensor_of_the_source_that_is_not_written_is_noticed(uri: str, monkeyp
         lambda store, pieces, **place: real(store, [p for p in pieces if p.group != "source"], **place),
     )  # fmt: skip
     checkpoint.save(tiny.make_engine(), LoopState(steps_done=2), SourceState(tensors={"best": torch.ones(3)}))
-    with pytest.raises(StageError, match="step 2 .* 1 items .*: source:best"):
+    with pytest.raises(StageError, match=r"step 2 .* 1 items .*: source:best"):
         checkpoint.flush()
 
 
 def test_a_source_whose_values_do_not_come_back_is_noticed(uri: str) -> None:
-    with pytest.raises(StageError, match="step 1 would save, 1 items .* source$"):
+    with pytest.raises(StageError, match=r"step 1 would save, 1 items .* source$"):
         tiny.open_checkpoint(uri).save(tiny.make_engine(), LoopState(steps_done=1), SourceState({"seen": (1, 2)}))
 
 
@@ -192,7 +192,7 @@ def test_the_class_of_exactness_is_derived_and_kept(uri: str, capsys: pytest.Cap
 
 def test_a_changed_setting_makes_it_another_stage(uri: str) -> None:
     tiny.run(tiny.open_checkpoint(uri), steps=4)
-    with pytest.raises(StageError, match="fingerprint f{12}, not e{12}"):
+    with pytest.raises(StageError, match=r"fingerprint f{12}, not e{12}"):
         tiny.run(tiny.open_checkpoint(uri, fingerprint="e" * 64))
     change = {"field": "stages.base.train.steps", "before": 4, "after": 8}
     allowed = tiny.open_checkpoint(uri, fingerprint="e" * 64, accepts=["f" * 64], changes=[change])

@@ -10,7 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from recipes.data.text import TrainTokenizer
+from recipes.data.tokenizers import TrainTokenizer
 from recipes.errors import RequestError, StageError
 from recipes.models.encoder_decoder import SpanCorruption
 from recipes.tokenizers.sentinels import count_sentinels

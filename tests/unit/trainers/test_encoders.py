@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from recipes.data.text import TrainTokenizer
+from recipes.data.tokenizers import TrainTokenizer
 from recipes.errors import RequestError, StageError
 from recipes.models.encoder import Bert, Corruption, PseudoLabels
 from trainers.data.bad_row import BadRow

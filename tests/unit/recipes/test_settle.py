@@ -98,7 +98,7 @@ def test_reasons_name_what_decided() -> None:
     reasons = settle_shards(recipe, gib(6), 2, predict).reasons
     assert reasons["base"]["engine"] == "zero 2: 5.5 of 6.5 GiB; plain would take 10.5 in each worker"
     roomy = settle_shards(recipe, AMX, 2, predict).reasons["base"]
-    assert roomy["engine"] == "plain: every worker has room for the whole state"
+    assert roomy["engine"].startswith("plain: ")
     assert "sft" not in reasons
     assert settle_shards(recipe, SLOW, 2, predict).reasons["base"]["precision"] == f"fp32: {SLOW.lacking}"
     assert settle_shards(recipe, AMX, 2, predict).reasons["base"]["precision"].startswith("bf16: amx_bf16")

@@ -179,8 +179,8 @@ def test_terms_that_are_refused(keys: dict[str, Any], says: str) -> None:
 
 def test_rows_that_a_term_cannot_read_are_named() -> None:
     assert rule("number").row_rule({"answer": "none"}) == "column 'answer' holds no number: 'none'"
-    assert rule("exact").row_rule({"answer": None}) == "column 'answer' is NoneType, not text or a number"
-    assert rule("exact").row_rule({"answer": True}) == "column 'answer' is bool, not text or a number"
+    assert "'answer' is NoneType" in (rule("exact").row_rule({"answer": None}) or "")
+    assert "'answer' is bool" in (rule("exact").row_rule({"answer": True}) or "")
     assert rule("exact").row_rule({"answer": 3}) == ""
 
 

@@ -35,7 +35,7 @@ def test_a_folder_that_is_no_store_is_refused_and_stays_as_it_is(tmp_path: Path,
     before = sorted(tmp_path.rglob("*"))
     found = CliRunner().invoke(store_app, [*command, "--store", str(place)])
     assert isinstance(found.exception, RequestError)
-    assert f"there is no store at {place}" in str(found.exception)
+    assert str(place) in str(found.exception)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -73,7 +73,7 @@ def test_a_path_that_is_too_long_is_named(commit_artifact: Any, store: Store, tm
             write()
     found = CliRunner().invoke(store_app, ["import", str(place), "--store", store.uri])
     assert isinstance(found.exception, RequestError)
-    assert "is not a folder" in str(found.exception)
+    assert "not a folder" in str(found.exception)
 
 
 @pytest.mark.parametrize("what", ["refs", "objects"])

@@ -36,7 +36,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from cluster.rank_process import rank_environment
-from recipes.data.text import TrainTokenizer
+from recipes.data.tokenizers import TrainTokenizer
 from trainers.data.tokenizer import Tokenization, load_tokenization, train_tokenizer
 from trainers.models.decoder import build_decoder
 from trainers.models.folders import write_model

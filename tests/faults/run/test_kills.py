@@ -1,7 +1,7 @@
 """SIGKILL of the driver or of a worker at random moments of every kind of stage: resume, and the same bytes come out.
 
-The short form kills once in each stage of one chain. The long form kills at five seeded moments in every kind of stage,
-the driver and a worker in turn, each time in an empty store.
+The short form interrupts one chain in its first stage, and kills once in each other one. The long form kills at five
+seeded moments in every kind of stage, the driver and a worker in turn, each time in an empty store.
 """
 
 import os
@@ -41,13 +41,25 @@ def starts(bed: Bed, stage: str) -> int:
     return sum(event["event"] == "stage_started" for event in bed.events(stage))
 
 
-def test_one_chain_with_a_kill_in_every_stage(
+def signal_in_base(bed: Bed, chain: Path, number: int, code: int, state: str) -> None:
+    """Run a chain, and send its driver a signal as soon as its first stage works: the run ends in order."""
+    driver = bed.start("run", str(chain))
+    bed.wait_for(lambda: bed.works("base"), driver)
+    os.killpg(driver.pid, number)  # as a terminal, `timeout` and a batch system do
+    assert driver.wait(60) == code, bed.output()
+    bed.assert_nothing_left()
+    assert bed.record().summary().state == state
+    assert "trainwright resume" in bed.output()
+
+
+def test_one_chain_with_an_interruption_and_a_kill_in_every_later_stage(
     make_bed: Callable[[], Bed], chain: Path, reference: Reference, say: Callable[[str], None]
 ) -> None:
     bed = make_bed()
-    driver = bed.start("run", str(chain))
-    hit_stages = set()
-    for number, stage in enumerate(STAGES):
+    signal_in_base(bed, chain, signal.SIGINT, 130, "interrupted")
+    driver = bed.start("resume", "last")
+    hit_stages = {"base"}
+    for number, stage in enumerate(STAGES[1:], start=1):
         victim = "driver" if number % 2 == 0 else "worker"
         from_work, after_s, rank = moment(number, stage, reference, LATEST_IN_CHAIN)
         hit = bed.kill(driver, stage, victim, from_work, after_s, rank)
@@ -103,9 +115,10 @@ def test_a_kill_at_a_random_moment(
     assert stage in made
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "code", "state"),
-    [pytest.param(signal.SIGTERM, 75, "stopped", marks=pytest.mark.long), (signal.SIGINT, 130, "interrupted")],
+    [(signal.SIGTERM, 75, "stopped"), (signal.SIGINT, 130, "interrupted")],
 )
 def test_a_signal_to_the_driver_ends_the_run_in_order(
     make_bed: Callable[[], Bed],
@@ -116,12 +129,6 @@ def test_a_signal_to_the_driver_ends_the_run_in_order(
     state: str,
 ) -> None:
     bed = make_bed()
-    driver = bed.start("run", str(chain_up_to("base")))
-    bed.wait_for(lambda: bed.works("base"), driver)
-    os.killpg(driver.pid, number)  # as a terminal, `timeout` and a batch system do
-    assert driver.wait(60) == code, bed.output()
-    bed.assert_nothing_left()
-    assert bed.record().summary().state == state
-    assert "trainwright resume" in bed.output()
+    signal_in_base(bed, chain_up_to("base"), number, code, state)
     bed.finish("resume", "last")
     assert bed.digests() == {"base": reference.digests["base"]}

@@ -149,6 +149,9 @@ class RayGroup:
     def _start_in(self, places: dict[int, str]) -> list[Rank]:
         """Workers in the given bundles, which are on the given nodes; all of them or none."""
         spec = self.spec
+        addresses = {node.id: node.address for node in self._session.nodes()}
+        if gone := {node for node in places.values() if node not in addresses}:
+            raise CapacityError(f"workers of {spec.name} did not start: {len(gone)} of their nodes are gone")
         actors = {
             bundle: ray.remote(Worker)
             .options(
@@ -167,7 +170,6 @@ class RayGroup:
             )
             for bundle in places
         }
-        addresses = {node.id: node.address for node in self._session.nodes()}
         calls = [actor.describe.remote(addresses[places[bundle]], this_machine()) for bundle, actor in actors.items()]
         try:
             infos: list[Json] = ray.get(calls, timeout=WORKER_START_TIMEOUT_S)

@@ -45,11 +45,16 @@ def spread(session: Session, logs: Path) -> dict[str, Any]:
         sums = group.run("cluster_targets:all_reduce", {})
         checked = verifier.run("cluster_targets:echo", {})
         nodes = {rank.node_id for rank in group._ranks}  # type: ignore[attr-defined]
+        try:
+            group._start_in({0: "f" * 56})
+        except CapacityError as error:  # as of a node that Ray has given up a moment ago
+            gone = str(error)
     deadline = time.monotonic() + 10
     while sum(node.free_cpus for node in session.nodes()) < 3 and time.monotonic() < deadline:
         time.sleep(0.1)
     return {
         "nodes": len(nodes),
+        "gone": gone,
         "results": results,
         "sums": sums,
         "checked": checked,

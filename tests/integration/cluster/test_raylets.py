@@ -30,7 +30,10 @@ def environment() -> Iterator[dict[str, str]]:
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text("ab" * 32)
-    settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "PYTHONPATH": str(PROJECT)}
+    settings = {
+        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "PYTHONPATH": str(PROJECT),
+        "RAY_health_check_period_ms": "1000",  # Ray takes 15 s to notice that a node is gone, five times its period
+    }  # fmt: skip
     yield {**os.environ, **settings, "RAYLETS": str(folder)}
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -88,6 +91,7 @@ def test_a_group_spreads_over_all_nodes(environment: dict[str, str], tmp_path: P
     """One rank per node, a working process group, a verifier beside it; another's actor lives on."""
     found = answer(drive("spread", environment, tmp_path))
     assert found["nodes"] == 3
+    assert "1 of their nodes" in found["gone"]
     assert [result["rank"] for result in found["results"]] == [0, 1, 2]
     assert {result["environment"]["LOCAL_RANK"] for result in found["results"]} == {"0"}
     assert {result["environment"]["LOCAL_WORLD_SIZE"] for result in found["results"]} == {"1"}

@@ -43,7 +43,7 @@ def _check_shard(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Pro
         yield loaded.problem_from(finding, f"{place}.shard.gradient_checkpointing", True)
     for key in ("modules_to_save", "target_parameters", "init") if stage.adapters is not None else ():
         named = getattr(stage.adapters, key)
-        if named and named != "default" and (finding := stage.no_saved_modules()) is not None:
+        if named and named != "default" and (finding := stage.no_saved_modules(key)) is not None:
             yield loaded.problem_from(finding, f"{place}.lora.{key}", named)
     method = None if stage.adapters is None else stage.adapters.quantize
     if method is not None and (finding := stage.no_quantised_base()) is not None:

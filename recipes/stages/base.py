@@ -116,8 +116,8 @@ class StageBase(Strict):
         lora: Lora | None = getattr(self, "lora", None)
         return lora
 
-    def no_saved_modules(self) -> Finding | None:
-        """Why adapters update linear modules alone, and no module learns whole next to them; None: all of it works."""
+    def no_saved_modules(self, key: str) -> Finding | None:
+        """Why its adapters do not take this key (modules_to_save, target_parameters, init); None: they do."""
         return None
 
     def no_quantised_base(self) -> Finding | None:
@@ -323,7 +323,7 @@ class ImageStage(StageBase):
     def no_checkpointing(self) -> Finding:
         return Finding(Code.NOT_APPLICABLE, "image models do not support gradient checkpointing", "remove the key")
 
-    def no_saved_modules(self) -> Finding:
+    def no_saved_modules(self, key: str) -> Finding:
         return Finding(Code.NOT_APPLICABLE, "adapters of image models hold nothing else", "remove the key")
 
     def no_quantised_base(self) -> Finding:

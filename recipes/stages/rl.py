@@ -227,8 +227,10 @@ class RlText(RlStage, TextStage):
         message = "gradient checkpointing does not work with several adapters on one network"
         return Finding(Code.CONFLICTING_KEYS, message, "set it to false, or drop lora")
 
-    def no_saved_modules(self) -> Finding | None:
-        message = "the reference is the policy without its adapter, and has every other module in common with it"
+    def no_saved_modules(self, key: str) -> Finding | None:
+        if key == "modules_to_save":
+            return None
+        message = "the reference is the policy without its adapter, which has to be one adapter on the modules' outputs"
         return Finding(Code.NOT_APPLICABLE, message, "remove the key")
 
     def no_quantised_base(self) -> Finding | None:
@@ -276,10 +278,12 @@ class RlText(RlStage, TextStage):
             trained = counts.full + critic
             judge = 0 if self.judge is None else counts.scored
             return Held(trained, counts.full + judge, trained, keeps_best)
-        trainable = counts.adapter + (counts.adapter + counts.width + 1 if has_critic else 0)
+        trainable = counts.adapter + (counts.adapter - counts.saved + counts.width + 1 if has_critic else 0)
         stored = trainable + critic + (counts.full if self.merge else 0)
         judge = 0 if self.judge is None else counts.adapter + counts.width
-        return Held(trainable, counts.full + judge, stored, keeps_best)
+        # The reference shares no network with a policy whose modules learn whole.
+        frozen = counts.frozen + counts.full if self.lora.modules_to_save else counts.full
+        return Held(trainable, frozen + judge, stored, keeps_best)
 
     def sampler_bytes(self, parameters: int) -> int:
         return self.rollout.engine.memory_bytes(parameters * self.shard.value_bytes)

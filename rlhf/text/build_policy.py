@@ -18,6 +18,7 @@ from rlhf.text.reward_inputs import Reading
 from trainers.models.load import head_name
 from trainers.models.lora import add_adapter, is_adapter_key, modules_in, put_adapter, start_names
 from trainers.models.protocol import ModelKind
+from trainers.models.saved_modules import saved_paths
 from trainers.models.stack import load_exact, load_stack
 from trainers.runtime.precision import dtype_of
 from trainers.runtime.randomness import stream_seed
@@ -117,34 +118,43 @@ def _separate_networks(actor: Weights, reward: RewardSource | None, spec: RlText
 def _adapters(
     actor: Weights, reward: RewardSource | None, lora: Lora, spec: RlText, seed: int, device: torch.device
 ) -> _Wiring:
-    """Adapters on the frozen policy; a reward model that is none on that very model keeps its own network."""
+    """Adapters on the frozen policy; a reward model that is none on that very model keeps its own network.
+
+    Where modules of the policy learn whole, what else lies on its start has a frozen copy of that.
+    """
     policy: Any = load_stack(actor, "language_model", device=device)
     networks: dict[str, nn.Module] = {POLICY: policy}
     routes: dict[Role, Route] = {}
+    saved, home = saved_paths(policy, lora.modules_to_save), POLICY
+    if saved:
+        home, networks[REFERENCE] = REFERENCE, copy.deepcopy(policy)
     start, score_head = start_names(len(actor.adapters)), None
     shared = reward.adapter if reward is not None and reward.lies_on == actor.stack else None
     if shared is not None and len(modules_in(shared)) > 1:  # more than its head differs from the policy's
         shared = None
     if shared is not None:
-        score_head = _saved_head(put_adapter(policy, shared, REWARD))
-        routes["reward"] = Route(POLICY, (*start, REWARD))
+        score_head = _saved_head(put_adapter(networks[home], shared, REWARD))
+        routes["reward"] = Route(home, (*start, REWARD))
     elif reward is not None:
         judge, judge_on = _load_frozen(reward.weights, "score_model", spec.shard, device)
         networks[JUDGE], score_head = judge.base_model, _head(judge)
         routes["reward"] = Route(JUDGE, judge_on)
     peft_config = add_adapter(policy, lora, seed=stream_seed(seed, ACTOR), name=ACTOR)
-    routes |= {"actor": Route(POLICY, (*start, ACTOR)), "reference": Route(POLICY, start)}
+    routes |= {"actor": Route(POLICY, (*start, ACTOR)), "reference": Route(home, start)}
     critic = spec.critic_start
     if critic == "reward" and shared is not None:
-        put_adapter(policy, shared, CRITIC)
-        routes["critic"] = Route(POLICY, (*start, CRITIC))
+        put_adapter(networks[home], shared, CRITIC)
+        routes["critic"] = Route(home, (*start, CRITIC))
     elif critic is not None:
-        place, on = (JUDGE, routes["reward"].adapters) if critic == "reward" else (POLICY, start)
-        add_adapter(networks[place], lora, seed=stream_seed(seed, CRITIC), name=CRITIC)
+        place, on = (JUDGE, routes["reward"].adapters) if critic == "reward" else (home, start)
+        on_critic = lora.model_copy(update={"modules_to_save": []})
+        add_adapter(networks[place], on_critic, seed=stream_seed(seed, CRITIC), name=CRITIC)
         routes["critic"] = Route(place, (*on, CRITIC))
     for network in networks.values():
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(is_adapter_key(name, ACTOR) or is_adapter_key(name, CRITIC))
+    for path in saved:
+        policy.get_submodule(path).requires_grad_(True)
     return _Wiring(networks, routes, score_head, peft_config)
 
 

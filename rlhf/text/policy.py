@@ -120,12 +120,13 @@ class PolicyModels(nn.Module):
     def policy_names(self) -> list[str]:
         """Names of the parameters that learn and that the actor samples by."""
         route = self.routes["actor"]
+        others = {adapter for other in self.routes.values() for adapter in other.adapters} - {*route.adapters}
         return [
             name
             for name, parameter in self.named_parameters()
             if parameter.requires_grad
             and name.startswith(f"networks.{route.network}.")
-            and (not route.adapters or any(is_adapter_key(name, adapter) for adapter in route.adapters))
+            and not any(is_adapter_key(name, adapter) for adapter in others)
         ]
 
     @contextmanager

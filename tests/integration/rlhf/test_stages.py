@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from launch.runs.suites import suites_of
 from recipes.data.text import JsonLines
@@ -166,6 +167,35 @@ def test_shared_and_separate_networks_give_the_same_scores(workshop: Workshop) -
             found.append(built.models(responses, ("reward", "critic"), False, 6))
     torch.testing.assert_close(found[0]["scores_B"], found[1]["scores_B"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found[0]["values_BA"], found[1]["values_BA"], rtol=1e-4, atol=1e-4)
+
+
+def test_modules_of_a_policy_learn_whole_next_to_its_start(workshop: Workshop) -> None:
+    keys = ppo_spec(True).model_dump(mode="json", by_alias=True)
+    keys["lora"]["modules_to_save"] = ["lm_head", "embed_tokens"]
+    spec, given = type(ppo_spec(True)).model_validate(keys), {"actor": "chat", "rewards.judge.model": "judge-lora"}
+    context = workshop.context("policy-saved", given)
+    reward = reward_source(context, "rewards.judge.model")
+    parts = {"reading": same_tokens((0,)), "num_tokens": 320, "seed": 0, "device": CPU}
+    built = build_models(spec, model_weights(context, "actor"), reward, **parts)
+    routes = {role: route.network for role, route in built.models.routes.items()}
+    assert routes == {"actor": "policy", "reference": "reference", "reward": "reference", "critic": "reference"}
+    names = set(built.models.policy_names())
+    assert names == {name for name, _ in built.actor_parameters}
+    whole = {name.removeprefix("networks.policy.") for name in names if "lora_" not in name}
+    assert whole == {"lm_head.weight", "model.embed_tokens.weight"}
+    assert not any(name in names or "embed" in name for name, _ in built.critic_parameters)
+    workshop.keep("policy-saved", run_rl(spec, context), given)
+    made = workshop.made["policy-saved"]
+    start, end = (made.metrics[key] for key in ("start", "end"))
+    assert isinstance(start, dict)
+    assert isinstance(end, dict)
+    assert abs(start["kl"]) < 1e-5 < end["kl"]
+    base = load_file(workshop.store.folder(workshop.made["chat"], "model") / "model.safetensors")
+    saved = load_file(workshop.store.folder(made, "adapter") / "adapter_model.safetensors")
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        assert not torch.equal(saved[f"base_model.model.{name}"], base[name])
+    again = replay(spec, workshop.context("policy-saved", given), 2)
+    assert again.is_equal
 
 
 def test_a_stopped_stage_commits_the_policy_that_it_kept(workshop: Workshop) -> None:

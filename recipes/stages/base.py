@@ -150,6 +150,10 @@ class StageBase(Strict):
         """The terms of a reward that it asks about responses, by name."""
         return {}
 
+    def placed_terms(self) -> Iterator[tuple[str, Term]]:
+        """Every term that judges text, a benchmark's scorers too, with the field where it stands."""
+        yield from ((f"rewards.{name}", term) for name, term in self.terms.items())
+
     def text_start(self) -> str | None:
         """The reference to the language model that it works with; None: random weights, or images."""
         return None

@@ -285,6 +285,11 @@ class Evaluate(TextStage):
     def terms(self) -> Mapping[str, Term]:
         return self.rewards
 
+    def placed_terms(self) -> Iterator[tuple[str, Term]]:
+        yield from super().placed_terms()
+        for name, item in self.benchmarks.items():
+            yield from ((f"benchmarks.{name}.scorers.{scorer}", term) for scorer, term in item.terms.items())
+
     @property
     def writes_answers(self) -> bool:
         """Whether models answer prompts."""

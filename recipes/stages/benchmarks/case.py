@@ -12,6 +12,7 @@ from recipes.fields import Strict, meaning, refuse
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import ROWS, SEQUENCE
 from recipes.stages.answers import SourceUse, held_out_use
+from recipes.stages.rewards.term import Term
 
 Row = Mapping[str, Any]
 """The columns of a row as its file has them."""
@@ -116,6 +117,11 @@ class Benchmark(Strict):
     @abstractmethod
     def shown(self, row: Named) -> tuple[str, str]:
         """What a model reads of a row, and what it is to say; raises UnfitRow."""
+
+    @property
+    def terms(self) -> Mapping[str, Term]:
+        """What scores written answers, by name."""
+        return {}
 
     @property
     def carried(self) -> tuple[str, ...]:

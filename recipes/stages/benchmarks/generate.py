@@ -1,7 +1,7 @@
 """Questions that a model answers in its own words, and scorers of the answers: the rules that rewards are made of."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
@@ -12,6 +12,7 @@ from recipes.smoke_sizes import RESPONSE_TOKENS
 from recipes.stages.answers import Template
 from recipes.stages.benchmarks.case import Asked, Case, Named, Option, Row, UnfitRow, column
 from recipes.stages.rewards.outside import ModelTerm
+from recipes.stages.rewards.term import Term
 from recipes.stages.rewards.union import RewardTerm, TermName, carried_columns
 
 PLACE = re.compile(r"\{(\w+)\}")
@@ -56,6 +57,10 @@ class Generate(Asked):
     @property
     def metrics(self) -> tuple[str, ...]:
         return tuple(self.scorers)
+
+    @property
+    def terms(self) -> Mapping[str, Term]:
+        return self.scorers
 
     @property
     def carried(self) -> tuple[str, ...]:

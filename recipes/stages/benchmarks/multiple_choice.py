@@ -38,7 +38,10 @@ TRUTHFUL_QA = (
 
 
 class MultipleChoice(Asked):
-    """Multiple choice by log-likelihood: `acc`, `acc_norm` (by characters), and `chance`, what guessing comes to.
+    """Multiple choice by log-likelihood: `acc`, and `acc_norm` by characters.
+
+    Next to them stand `chance`, what guessing comes to, and `shortest`, what the shortest choice comes to: a model that
+    knows nothing holds it for likeliest.
 
     With layout truthful_qa `mc1`, whether the best answer is likelier than every false one, and `mc2`, the share of the
     true answers in the probability of all.
@@ -58,7 +61,7 @@ class MultipleChoice(Asked):
 
     @property
     def references(self) -> tuple[str, ...]:
-        return () if self.layout == "truthful_qa" else ("chance",)
+        return () if self.layout == "truthful_qa" else ("chance", "shortest")
 
     def cases(self, rows: Iterable[Named]) -> Iterator[tuple[int, Case]]:
         for place, (name, row) in enumerate(rows):
@@ -70,11 +73,14 @@ class MultipleChoice(Asked):
     def values(self, logprobs: Sequence[float], case: Case) -> dict[str, float]:
         if self.layout == "truthful_qa":
             return _truthful(logprobs, case)
+        lengths = [option.characters for option in case.options]
+        shortest = [place for place, length in enumerate(lengths) if length == min(lengths)]
         by_length = [value / max(option.characters, 1) for value, option in zip(logprobs, case.options, strict=True)]
         return {
             "acc": float(likeliest(logprobs) in case.right),
             "acc_norm": float(likeliest(by_length) in case.right),
             "chance": len(case.right) / len(case.options),
+            "shortest": sum(place in case.right for place in shortest) / len(shortest),
         }
 
     def picked(self, logprobs: Sequence[float], case: Case) -> str:

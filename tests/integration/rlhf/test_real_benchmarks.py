@@ -71,10 +71,14 @@ def test_random_weights_guess(smollm2: Path, tmp_path: Path) -> None:
             shutil.copy(file, model)
     found = measured(tmp_path, model)
     for name in NAMES:
-        assert found[f"{name}.acc_low"] <= found[f"{name}.chance"] <= found[f"{name}.acc_high"], name
+        chance, shortest = found[f"{name}.chance"], found[f"{name}.shortest"]
+        assert found[f"{name}.acc_norm_low"] <= chance <= found[f"{name}.acc_norm_high"], name
+        # A long text has many tokens that each cost ln(vocabulary): raw likelihood takes the shortest choice.
+        assert any(found[f"{name}.acc_low"] <= guess <= found[f"{name}.acc_high"] for guess in (chance, shortest)), name
 
 
 def test_smollm2_knows_something(smollm2: Path, tmp_path: Path) -> None:
+    """Not more than chance on BoolQ without examples: 0.48 of 200 rows (0.41 to 0.55) with these 4-bit weights."""
     found = measured(tmp_path, smollm2)
-    for name in ("arc_easy", "piqa", "boolq"):
+    for name in ("arc_easy", "piqa"):
         assert found[f"{name}.acc_low"] > found[f"{name}.chance"], name

@@ -195,6 +195,9 @@ def test_choices_equal_a_loop_over_stock_transformers(bench: Bench, name: str) -
     assert (found["acc"], found["acc_norm"], found["n"]) == (1, pytest.approx(same), 12)
     assert found["acc_low"] == pytest.approx(0.7575, abs=1e-4)  # Wilson's bound of 12 of 12
     assert found["chance"] == pytest.approx(1 / len(raw[0]))
+    sizes = [[len(text) for _, text in LAYOUTS[name][2](row)] for row in range(12)]
+    shares = [(size[gold] == min(size)) / size.count(min(size)) for size, gold in zip(sizes, best, strict=True)]
+    assert found["shortest"] == pytest.approx(sum(shares) / 12)
     shifted, _ = bench.measure([row_of(row, (gold + 1) % len(raw[row])) for row, gold in enumerate(best)], **keys)
     assert shifted["acc"] == 0
 

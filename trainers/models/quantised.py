@@ -5,6 +5,8 @@ the merged model, verification and later stages add the adapter to the rounded w
 the files (`round_base`).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -81,6 +83,20 @@ def round_base(model: Any, method: Method, dtype: torch.dtype) -> None:
     """Set the same weights to what few bits give back of them, and keep them as they are kept."""
     round_linears(model, method, dtype)
     model.base_rounding = method
+
+
+@contextmanager
+def decoded_once(model: nn.Module) -> Iterator[None]:
+    """Keep the decoded weights meanwhile, for many short forwards: on CPUs, where decoding takes longer than these."""
+    layers = [module for module in model.modules() if isinstance(module, QuantisedLinear)]
+    layers = [layer for layer in layers if layer.codes.device.type == "cpu"]
+    for layer in layers:
+        layer.whole = layer.decoded(layer.dtype)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.whole = None
 
 
 def base_rounding(model: Any) -> Method | None:

@@ -32,6 +32,7 @@ from trainers.models.grown import learn_only
 from trainers.models.load import lacks_head
 from trainers.models.lora import add_adapter, start_names
 from trainers.models.protocol import FamilyRuntime
+from trainers.models.quantised import decoded_once
 from trainers.objectives.protocol import Learning
 from trainers.runtime import distributed
 from trainers.runtime.observer import Observer, interruptible
@@ -314,7 +315,8 @@ def held_out_responses(
         if context.ranks.rank != 0:
             return None
         if trained.kind == "language_model":
-            return _text_responses(spec, context, trained)
+            with decoded_once(trained.model):
+                return _text_responses(spec, context, trained)
         if trained.kind == "vision_language_model" and evaluation_set is not None and spec.loss_on == "responses":
             return image_text_response_report(trained.model, evaluation_set, trained.tokenization)
     return None

@@ -15,7 +15,7 @@ from tests.integration.rlhf.workshop import CPU, WORDS, Listener, Workshop, json
 from trainers.models.decoder import build_decoder
 from trainers.models.folders import write_model
 from trainers.models.protocol import TokenizerFacts
-from trainers.models.quantised import QuantisedLinear
+from trainers.models.quantised import QuantisedLinear, decoded_once
 from trainers.models.stack import load_exact, load_stack
 from trainers.runtime.low_bits import NF4, Int8, Nf4
 from trainers.store.adapters import weights_of
@@ -99,6 +99,19 @@ def test_bits_are_those_of_bitsandbytes() -> None:
     assert torch.equal(codes.flatten(), mine)
     assert torch.equal(state.absmax, scales)
     assert torch.equal(functional.dequantize_4bit(codes, state), Nf4.decode(mine, scales, (96, 128)))
+
+
+def test_weights_that_are_decoded_once_are_the_same_and_are_let_go() -> None:
+    torch.manual_seed(0)
+    model, given = nn.Sequential(QuantisedLinear(nn.Linear(24, 10), "nf4", torch.bfloat16)), torch.randn(3, 24)
+    (layer,) = model
+    assert isinstance(layer, QuantisedLinear)
+    wanted = model(given)
+    with decoded_once(model):
+        kept = layer.whole
+        assert torch.equal(model(given), wanted)
+    assert kept is not None
+    assert layer.whole is None
 
 
 @pytest.mark.parametrize("method", ["nf4", "int8"])

@@ -29,7 +29,9 @@ class FurtherCheck:
         """Everything wrong with the sound parts of a recipe."""
         problems = [*self._data(loaded), *self._missing_inputs(loaded)]
         self.rows = check_rows(loaded, self._store, problems)
-        self.rows.rows += self._unread(loaded, problems)
+        shown = {(row.stage, row.field) for row in self.rows.rows}
+        unread = self._unread(loaded, [*problems, *self.rows.problems])
+        self.rows.rows += [row for row in unread if (row.stage, row.field) not in shown]
         return [*problems, *self.rows.problems]
 
     def _unread(self, loaded: LoadedRecipe, known: list[Problem]) -> Iterator[StageRow]:

@@ -10,6 +10,8 @@ from recipes.loaded_recipe import LoadedRecipe
 from recipes.problem_codes import Code
 from trainers.data.dataset import WARN_LOST, BuildReport
 from trainers.data.first_rows import Piece, filtered, first_rows, show_row
+from trainers.data.image_processor import CountedImages, ImageTokens
+from trainers.data.layouts.image_text import ImageText
 from trainers.data.layouts.registry import TextLayout
 from trainers.data.materialise import lay_out
 from trainers.data.rows import Row, unknown_roles
@@ -112,6 +114,8 @@ def _check_source(loaded: LoadedRecipe, source: StageSource, found: RowFindings)
             len(read),
         )
     )
+    if isinstance(layout, ImageText):
+        found.warnings += _said_of_images(place, rows, layout.processor)
     found.warnings += _said_of_unread(place, report, unknown_roles(rows, template))
     if not source.is_trained or report.lost_share <= WARN_LOST:
         return
@@ -131,6 +135,16 @@ def _said_of_tokens(place: str, row: Row, layout: TextLayout) -> Iterator[str]:
         yield f"{place}: the prompt of {row.id} ends with {name}, which also ends answers: nothing starts the answer"
     if len(ids) > 1 and tokenization.bos_id is not None and ids[0] == ids[1] == tokenization.bos_id:
         yield f"{place}: the prompt of {row.id} starts with {tokenization.bos_token} twice"
+
+
+def _said_of_images(place: str, rows: Sequence[Row], processor: ImageTokens) -> Iterator[str]:
+    """Warn where only the processor itself knows how many tokens images take."""
+    if isinstance(processor, CountedImages) and processor.facts.tokens(1, 1) is None:
+        images = sum(len(row.columns["images"]) for row in rows)
+        yield (
+            f"{place}: how many tokens its images take is not known before they are processed ({images} in its first "
+            f"{len(rows)} rows); rows that are too long with them are dropped then"
+        )
 
 
 def _said_of_unread(place: str, report: BuildReport, roles: Mapping[str, int]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from recipes.errors import RequestError, StoreDamaged
 from recipes.loaded_recipe import LoadedRecipe
 from recipes.models.architecture import MODEL_TYPES
 from recipes.models.base import TextFamily
+from recipes.models.vision_language import VisionFacts
 from recipes.references import FolderRef, Reference, StoreRef, parse_reference
 from recipes.rules.chain import origin
 from recipes.rules.models import model_facts
@@ -18,6 +19,8 @@ from recipes.stages.answers import Role, SourceUse, default_template
 from recipes.stages.base import TextStage
 from recipes.stages.pretrain import Pretrain
 from trainers.data.encoding import TextSettings
+from trainers.data.image_processor import CountedImages
+from trainers.data.layouts.image_text import ImageText
 from trainers.data.layouts.registry import TextLayout, text_layout
 from trainers.data.row_forms import RowRole
 from trainers.data.tokenizer import (
@@ -66,7 +69,9 @@ class _Reader:
 
 
 def stage_sources(loaded: LoadedRecipe, store: Store | None = None) -> Iterator[StageSource]:
-    """Yield every source of text alone whose tokenizer the recipe, a folder or the store tells."""
+    """Yield every source of text whose tokenizer the recipe, a folder or the store tells, with images where a folder
+    says how they become tokens.
+    """
     readers: dict[str, _Reader | None] = {}
     stages = dict(
         loaded.stages_with("init_from", "tokenizer")
@@ -83,12 +88,17 @@ def stage_sources(loaded: LoadedRecipe, store: Store | None = None) -> Iterator[
                 readers[key] = None
         reader = readers[key]
         family = None if reader is None else reader.family or model_facts(loaded, stage).family
-        if reader is None or (family is not None and family.tuning_role == "image_text"):
+        if reader is None:
             continue
+        images = None
+        if family is not None and family.tuning_role == "image_text":
+            images = _counted_images(model_facts(loaded, stage).vision, reader.tokenization)
+            if images is None:
+                continue
         for use, source_name in [member for whole in stage.sources() for member in whole.named_members()]:
             if not use.is_derived and use.role != "images":
                 role = row_roles(use, family)[0]
-                layout = _layout(stage, use, role, reader.tokenization)
+                layout = _layout(stage, use, role, reader.tokenization, images)
                 yield StageSource(name, use, role, layout, source_name, reader.is_trained)
 
 
@@ -114,7 +124,15 @@ def _stored_reader(artifact: ArtifactManifest, store: Store, overrides: Existing
     return _Reader(tokenization_from_files(files, overrides), is_trained=True, family=family)
 
 
-def _layout(stage: TextStage, use: SourceUse, role: RowRole, tokenization: Tokenization) -> TextLayout:
+def _counted_images(vision: VisionFacts | None, tokenization: Tokenization) -> CountedImages | None:
+    if vision is None or vision.image_token not in (tokenization.facts.vocabulary or {}):
+        return None
+    return CountedImages(vision, tokenization.token_id(vision.image_token))
+
+
+def _layout(
+    stage: TextStage, use: SourceUse, role: RowRole, tokenization: Tokenization, images: CountedImages | None
+) -> TextLayout:
     template = stage.own_template or default_template(cast(Role, role), tokenization.chat_template is not None)
     settings = TextSettings(tokenization, stage.text_length(use), loss_on=stage.counted_tokens, template=template)
-    return text_layout(role, settings, use.carried, use.form)
+    return text_layout(role, settings, use.carried, use.form) if images is None else ImageText(settings, images)

@@ -13,6 +13,7 @@ from launch.records.artifacts import find_artifact
 from recipes.errors import RequestError
 from recipes.models.architecture import MODEL_TYPES
 from recipes.models.images.architecture import DRAWING_KINDS
+from recipes.models.vision_language import VISION_LANGUAGE
 from recipes.tokenizers.sentinels import SENTINEL
 from trainers.store.adapters import WHOLE_PARTS, Weights, weights_of
 from trainers.store.hf_loaders import open_adapter, open_model
@@ -22,6 +23,7 @@ from trainers.store.store import Store
 if TYPE_CHECKING:
     import numpy as np
 
+IMAGE_TEXT_CLASSES = {name for known in VISION_LANGUAGE.types.values() for name in known.classes}
 MODEL_FOLDERS = ("model", "actor", "merged", "")
 
 
@@ -101,12 +103,11 @@ class Sampler:
             return self._write_target(prompt, max_new_tokens, temperature, seed, draw, num_beams)
         if not self.continues:
             return self._read(prompt, temperature=temperature, seed=seed, draw=draw)
-        pixels = None
+        shown: dict[str, Any] = {}
         if self.images is None:
             ids = self.tokenization.encode_prompt(prompt)
         else:
-            ids = self._see(prompt, images)
-            pixels = self._pixels(images)
+            ids, shown = self._see(prompt, images)
         room = self.max_tokens - len(ids)
         if room < 1:
             raise RequestError(f"the prompt has {len(ids)} tokens; the model takes {self.max_tokens} with the answer")
@@ -115,7 +116,7 @@ class Sampler:
         prompt_ids = torch.tensor([ids], device=self.device)
         with torch.inference_mode():
             is_real = torch.ones_like(prompt_ids, dtype=torch.bool)
-            made = generate(self.model, prompt_ids, is_real, settings, uniforms, pixels)
+            made = generate(self.model, prompt_ids, is_real, settings, uniforms, shown)
         tokens = made.tokens_BR[0][made.response_mask_BR[0]].tolist()
         return self.tokenization.decode(tokens)
 
@@ -156,25 +157,17 @@ class Sampler:
             return fill_spans(tokenization, prompt, tokens)
         return tokenization.decode(tokens)
 
-    def _see(self, prompt: str | Sequence[dict[str, str]], images: Sequence[Path]) -> list[int]:
-        """The tokens of a prompt with images, as training makes them of a row."""
-        from trainers.data.image_text import encode_question
-
-        return encode_question(prompt, len(images), self.tokenization, self.images)
-
-    def _pixels(self, images: Sequence[Path]) -> Any:
-        import numpy as np
+    def _see(self, prompt: str | Sequence[dict[str, str]], images: Sequence[Path]) -> tuple[list[int], dict[str, Any]]:
+        """The tokens of a prompt with images, as training makes them of a row, and what the model takes of these."""
         import torch
 
-        from trainers.data.image_processor import scale_pixels
+        from trainers.data.image_text import encode_question
         from trainers.data.row_images import open_row_images
 
-        if not images:
-            return None
         opened = open_row_images([str(path) for path in images], Path(), "--image")
-        pixels = np.stack([self.images.pixels(image.read(), str(image.origin)) for image in opened])
-        values = scale_pixels(pixels, self.images.factor, self.images.mean_C, self.images.std_C)
-        return torch.from_numpy(values).to(self.device)
+        ids = encode_question(prompt, opened, self.tokenization, self.images)
+        inputs = self.images.inputs(opened) if opened else {}
+        return ids, {name: torch.from_numpy(value) for name, value in inputs.items()}
 
     def _read(self, text: str | Sequence[dict[str, str]], *, temperature: float, seed: int, draw: int) -> str:
         """Let an encoder fill a text's masks, or name its class."""
@@ -252,11 +245,12 @@ def _kind(config: dict[str, Any]) -> str | None:
     """The ending of transformers' class that opens the model; None: it is none that can be sampled."""
     endings = {
         "LMHeadModel": "ForCausalLM",
-        "LlavaForConditionalGeneration": "ForImageTextToText",
         "T5ForConditionalGeneration": "ForSeq2SeqLM",
         "BartForConditionalGeneration": "ForSeq2SeqLM",
     } | {name: name for name in ("ForCausalLM", "ForMaskedLM", "ForSequenceClassification")}
     classes = config.get("architectures") or []
+    if any(name in IMAGE_TEXT_CLASSES for name in classes):
+        return "ForImageTextToText"
     return next((endings[end] for name in classes for end in endings if name.endswith(end)), None)
 
 

@@ -26,6 +26,7 @@ ASKED: dict[str, tuple[Capability, ...]] = {
     "language_model": COLUMNS[:7],
     "masked_model": ("packing", "adapters", "checkpointing", "classes"),
     "seq2seq_model": ("adapters", "checkpointing", "generation"),
+    "vision_language_model": COLUMNS[:7],
 }
 """What can be asked of the types of each kind."""
 _NO_CACHE = "without cache"

@@ -55,9 +55,10 @@ class TypeRecord:
     kind of layer; None: they are not."""
     first_position: Literal["zero", "after_pad"] = "zero"
     """What a row's positions count from, where they are given."""
-    decoding: Literal["bias", "mask", "no_cache"] | None = None
+    decoding: Literal["bias", "mask", "positions", "no_cache"] | None = None
     """How left-padded prompts are continued: with a cache and an additive mask, with a cache and a mask of the padding,
-    or without a cache, by a forward over the whole sequence for each token."""
+    with those and the positions that the type gives tokens of images, or without a cache, by a forward over the whole
+    sequence for each token."""
     scale: tuple[str, int] | None = None
     """The key whose value the logits are multiplied by, and the power that it is raised to."""
     softcap: str | None = None
@@ -74,7 +75,7 @@ class TypeRecord:
     """What does not work, and why."""
 
 
-KINDS = ("language_model", "masked_model", "seq2seq_model")
+KINDS = ("language_model", "masked_model", "seq2seq_model", "vision_language_model")
 """What is pretrained of a family: a type has one of them."""
 
 

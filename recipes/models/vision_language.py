@@ -1,7 +1,8 @@
 """Decoders with a vision tower, which come from outside: what their folders tell without torch, and their size."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from recipes.errors import Finding
 from recipes.models.base import ModelType, TextFamily
 from recipes.models.decoder import ROTARY_MODULES
-from recipes.models.type_table import type_records
+from recipes.models.type_table import find_record, type_records
 from recipes.problem_codes import Code
 
 TOWER_TYPES = ("clip_vision_model", "siglip_vision_model")
@@ -21,7 +22,11 @@ TEXT_TYPES = tuple(
     and record.cpu_attention == "block_causal"
 )
 """Decoders that one additive mask does for, as the forward with images has it."""
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+COMPOSED = {"llava": {"text_config": TEXT_TYPES, "vision_config": TOWER_TYPES}, "idefics3": {"text_config": TEXT_TYPES}}
+"""Types that are made of models of other types, and which of these they may be."""
+SIZED = ("llava",)
+"""Types whose tower gives every image as many features, by its own configuration."""
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 """How images become pixel values and tokens; the second one where the first does not hold the image processor."""
 
 
@@ -31,53 +36,96 @@ class VisionFacts:
 
     image_token: str
     tokens_per_image: int | None = None
+    """Of any image; None: it depends on the image, or is not known."""
+    grid: "Grid | None" = None
+
+    def tokens(self, height: int, width: int) -> int | None:
+        """Tokens of an image of a size in pixels; None: only the processor itself knows."""
+        return self.tokens_per_image if self.grid is None else self.grid.tokens(height, width)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a processor cuts an image into squares of one token each, whose number it keeps within bounds (Qwen2-VL)."""
+
+    side: int
+    """Of a square, in pixels."""
+    least: int
+    most: int
+    """Bounds of the pixels of the resized image."""
+
+    def tokens(self, height: int, width: int) -> int:
+        """Tokens of an image of a size in pixels, as transformers' `smart_resize` of Qwen2-VL makes them."""
+        rows, columns = max(round(height / self.side), 0), max(round(width / self.side), 0)
+        area = rows * columns * self.side**2
+        if area > self.most:
+            shrink = math.sqrt(height * width / self.most)
+            rows, columns = (max(1, math.floor(size / shrink / self.side)) for size in (height, width))
+        elif area < self.least:
+            grow = math.sqrt(self.least / (height * width))
+            rows, columns = (math.ceil(size * grow / self.side) for size in (height, width))
+        return rows * columns
 
 
 def read_vision(
     path: Path, config: dict[str, Any], vocabulary: Mapping[str, int] | None
 ) -> tuple[VisionFacts, list[Finding]]:
-    """The facts of a folder whose `config.json` says `llava`, and what is wrong with it."""
-    problems: list[Finding] = []
-    text, tower = _part(config, "text_config"), _part(config, "vision_config")
-    for key, part, known in (("text_config", text, TEXT_TYPES), ("vision_config", tower, TOWER_TYPES)):
-        if part.get("model_type") not in known:
-            found = part.get("model_type")
-            problems.append(
-                Finding(
-                    Code.UNSUPPORTED_MODEL,
-                    f"{path / 'config.json'}: {key}.model_type {found!r} is not one of {', '.join(known)}",
-                )
-            )
+    """The facts of a vision-language model's folder by its `config.json`, and what is wrong with it."""
+    kind = str(config["model_type"])
+    problems = [*_unknown_parts(path, config)]
     processor = _read(path / "processor_config.json")
     images = _part(processor, "image_processor") or _read(path / "preprocessor_config.json")
-    if not processor:
-        problems.append(
-            Finding(
-                Code.MISSING_MODEL_FILE,
-                f"{path}: no readable processor_config.json, which defines how images become tokens",
-            )
-        )
-    elif not images:
-        problems.append(
-            Finding(
-                Code.MISSING_MODEL_FILE,
-                f"{path}: neither processor_config.json nor preprocessor_config.json holds an image processor",
-            )
-        )
+    if not images:
+        message = f"{path}: neither processor_config.json nor preprocessor_config.json holds an image processor"
+        problems.append(Finding(Code.MISSING_MODEL_FILE, message))
+    elif not (processor if kind in SIZED else read_processor_class(path)):
+        message = f"{path}: no readable processor_config.json, which defines how images become tokens"
+        problems.append(Finding(Code.MISSING_MODEL_FILE, message))
     for name, part in (("processor_config.json", processor), ("preprocessor_config.json", images)):
         if "auto_map" in part:
             problems.append(
                 Finding(Code.REMOTE_CODE, f"{path / name}: it asks for its own code (auto_map), which is never run")
             )
-    token = processor.get("image_token", "<image>")
     number = config.get("image_token_index", config.get("image_token_id"))
+    if number is None and (record := find_record(kind)) is not None and "image_token_id" in record.keys:
+        number = record.keys["image_token_id"][1]
+    named = next((token for token, known in (vocabulary or {}).items() if known == number), "<image>")
+    token = processor.get("image_token", "<image>" if kind in SIZED else named)
     findings = [] if vocabulary is None else [image_token_rule(token, vocabulary.get(token), number)]
-    drops_first = config.get("vision_feature_select_strategy", "default") == "default"
-    written = _written_tokens(processor, images)
-    made = _made_tokens(tower, drops_first=drops_first)
-    findings.append(image_size_rule(written, made))
+    tokens = None
+    if kind in SIZED:
+        drops_first = config.get("vision_feature_select_strategy", "default") == "default"
+        written, made = _written_tokens(processor, images), _made_tokens(_part(config, "vision_config"), drops_first)
+        findings.append(image_size_rule(written, made))
+        tokens = made if written is None else written
     problems += [found.in_file(path) for found in findings if found is not None]
-    return VisionFacts(token, made if written is None else written), problems
+    return VisionFacts(token, tokens, _grid(images)), problems
+
+
+def read_processor_class(path: Path) -> str:
+    """The processor's class as a folder's files name it; empty where none does."""
+    for name in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        found = _read(path / name).get("processor_class")
+        if isinstance(found, str):
+            return found
+    return ""
+
+
+def _unknown_parts(path: Path, config: dict[str, Any]) -> Iterator[Finding]:
+    for key, known in COMPOSED.get(str(config["model_type"]), {}).items():
+        if (found := _part(config, key).get("model_type")) not in known:
+            message = f"{path / 'config.json'}: {key}.model_type {found!r} is not one of {', '.join(known)}"
+            yield Finding(Code.UNSUPPORTED_MODEL, message)
+
+
+def _grid(images: dict[str, Any]) -> Grid | None:
+    """The grid of an image processor that merges patches; None for another one."""
+    patch, merge, size = images.get("patch_size"), images.get("merge_size"), _part(images, "size")
+    least = images.get("min_pixels", size.get("shortest_edge", 56 * 56))
+    most = images.get("max_pixels", size.get("longest_edge", 28 * 28 * 1280))
+    if not all(isinstance(number, int) and number > 0 for number in (patch, merge, least, most)):
+        return None
+    return Grid(int(patch) * int(merge), int(least), int(most))  # type: ignore[arg-type]
 
 
 def image_token_rule(token: str, known: int | None, number: int | None) -> Finding | None:
@@ -97,7 +145,7 @@ def image_size_rule(written: int | None, made: int | None) -> Finding | None:
     return Finding(Code.IMAGE_TOKEN_MISMATCH, message)
 
 
-def _made_tokens(tower: dict[str, Any], *, drops_first: bool) -> int | None:
+def _made_tokens(tower: dict[str, Any], drops_first: bool) -> int | None:
     """Features that the tower gives for an image: one a patch; CLIP's class embedding precedes them."""
     size, patch = tower.get("image_size"), tower.get("patch_size")
     if not isinstance(size, int) or not isinstance(patch, int) or patch < 1:
@@ -160,7 +208,14 @@ VISION_LANGUAGE = TextFamily(
             {"LlavaForConditionalGeneration": "model"},
             None,
             (*ROTARY_MODULES, "out_proj", "fc1", "fc2", "linear_1", "linear_2"),
-        )
+        ),
+        **{
+            name: ModelType(
+                {record.classes["vision_language_model"]: "model"}, None, record.linears, lacks=record.lacks
+            )
+            for name, record in type_records().items()
+            if "vision_language_model" in record.classes
+        },
     },
     auto_class="AutoModelForImageTextToText",
     tuning_role="image_text",

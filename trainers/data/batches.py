@@ -4,7 +4,7 @@ B rows, T tokens, P prompt tokens. Every batch holds `sample_ids_B`: row numbers
 that only keeps ranks in step and has no weight.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from trainers.data.dataset import Dataset
-from trainers.data.image_processor import scale_pixels
 from trainers.data.mixed_order import RowOrder
 from trainers.data.mixture import Draw
 from trainers.data.order import deal_by_length, global_sample
@@ -200,8 +199,10 @@ class ImageTextBatch:
     """Sequences with images, whose image tokens stand in the order of the images."""
 
     tokens: TokenBatch
-    pixels_ICHW: Tensor
-    """Values as the model takes them; I may be 0, C, H and W are the model's."""
+    images: Mapping[str, Tensor]
+    """What the model takes of them, by the names of its arguments."""
+    has_images: bool = True
+    """False: none of the sequences has one; `images` are those of another image then."""
 
     @property
     def sample_ids_B(self) -> Tensor:
@@ -210,7 +211,8 @@ class ImageTextBatch:
 
     def to(self, device: torch.device | str) -> "ImageTextBatch":
         """Copy to a device."""
-        return ImageTextBatch(self.tokens.to(device), self.pixels_ICHW.to(device))
+        images = {name: value.to(device) for name, value in self.images.items()}
+        return ImageTextBatch(self.tokens.to(device), images, self.has_images)
 
 
 Batch = TokenBatch | ImageTextBatch | LabelledBatch | Seq2SeqBatch | PairBatch | JudgedBatch | PromptBatch | ImageBatch
@@ -245,13 +247,6 @@ def build_seq2seq_batch(
         torch.from_numpy(target_mask & (samples.numpy() != FILLER)[:, None]),
         samples,
     )
-
-
-def pixel_values(dataset: Dataset, numbers: np.ndarray) -> Tensor:
-    """Return the values [I, C, H, W] of images of a set by their numbers."""
-    arrays = dataset.arrays
-    factor = float(arrays["pixel_factor"][0])
-    return torch.from_numpy(scale_pixels(arrays["images"][numbers], factor, arrays["pixel_mean"], arrays["pixel_std"]))
 
 
 def sample_ids(rows: Sequence[int]) -> Tensor:

@@ -8,7 +8,8 @@ import numpy as np
 
 from recipes.errors import RequestError
 from trainers.data.encoding import Encoded
-from trainers.data.image_processor import ImageProcessor
+from trainers.data.image_processor import ImageTokens
+from trainers.data.row_images import RowImage
 from trainers.data.rows import Row
 from trainers.data.tokenizer import Tokenization
 
@@ -69,22 +70,31 @@ def placed_columns(columns: Mapping[str, Any], images: int, image_token: str, *,
     return found
 
 
-def expand(row_id: str, item: Encoded, images: int, processor: ImageProcessor) -> Encoded:
-    """Repeat each image's token as often as the model has features for it."""
+def expand(row_id: str, item: Encoded, images: Sequence[RowImage], processor: ImageTokens) -> Encoded:
+    """Put the tokens of each image, as the processor writes them, in its place; none is part of a response."""
     is_place = item.ids == processor.image_id
-    if int(is_place.sum()) != images:
+    places = np.flatnonzero(is_place)
+    if len(places) != len(images):
         raise RequestError(
-            f"{row_id}: the chat template writes {int(is_place.sum())} places ({processor.image_token}) for "
-            f"{images} images"
+            f"{row_id}: the chat template writes {len(places)} places ({processor.image_token}) for "
+            f"{len(images)} images"
         )
-    counts = np.where(is_place, processor.tokens_per_image, 1)
-    return Encoded(np.repeat(item.ids, counts), np.repeat(item.response & ~is_place, counts))
+    written = [processor.token_ids(image) for image in images]
+    counts = np.ones(len(item.ids), dtype=np.int64)
+    counts[places] = [len(ids) for ids in written]
+    found = Encoded(np.repeat(item.ids, counts), np.repeat(item.response & ~is_place, counts))
+    for end, ids in zip(np.cumsum(counts)[places], written, strict=True):
+        found.ids[end - len(ids) : end] = ids
+    return found
 
 
 def encode_question(
-    prompt: str | Sequence[Mapping[str, Any]], images: int, tokenization: Tokenization, processor: ImageProcessor
+    prompt: str | Sequence[Mapping[str, Any]],
+    images: Sequence[RowImage],
+    tokenization: Tokenization,
+    processor: ImageTokens,
 ) -> list[int]:
-    """Tokenize what an answer follows, text or messages, with so many images, as rows of training are tokenized."""
+    """Tokenize what an answer follows, text or messages, with its images, as rows of training are tokenized."""
     takes_parts = template_takes_parts(tokenization, processor.image_token)
     turns = prompt
     if not isinstance(prompt, str):
@@ -94,7 +104,7 @@ def encode_question(
             else turn
             for turn in prompt
         ]
-    placed = placed_columns({"prompt": turns}, images, processor.image_token, takes_parts=takes_parts)
+    placed = placed_columns({"prompt": turns}, len(images), processor.image_token, takes_parts=takes_parts)
     ids = np.asarray(tokenization.encode_prompt(placed["prompt"]), dtype=np.int32)
     found = expand("the prompt", Encoded(ids, np.zeros(len(ids), dtype=bool)), images, processor)
     return [int(token) for token in found.ids]

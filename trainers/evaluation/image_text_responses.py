@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainers.data.batches import pad, pixel_values
+from trainers.data.batches import pad
 from trainers.data.dataset import Dataset
+from trainers.data.image_inputs import image_inputs, image_token_counts
 from trainers.data.tokenizer import Tokenization
 from trainers.inference.generation import generate, sampling_settings
 
@@ -32,7 +33,7 @@ class ImageTextPrompt:
 def image_text_prompts(dataset: Dataset, image_id: int) -> Iterator[ImageTextPrompt]:
     """Yield every row of an image-text set up to its first answer; rows that begin with an answer are passed over."""
     arrays = dataset.arrays
-    tokens = int((np.asarray(arrays["input_ids"]) == image_id).sum()) // max(len(arrays["image_numbers"]), 1)
+    tokens = image_token_counts(dataset, image_id)
     for sequence in range(len(dataset)):
         images = dataset.cut("image_numbers", sequence)
         segments = np.asarray(arrays["segment_ids"][sequence])
@@ -40,15 +41,20 @@ def image_text_prompts(dataset: Dataset, image_id: int) -> Iterator[ImageTextPro
             places = np.flatnonzero(segments == segment)
             ids = np.asarray(arrays["input_ids"][sequence][places])
             is_target = np.asarray(arrays["loss_mask"][sequence][places])
-            count = int((ids == image_id).sum()) // max(tokens, 1)
-            own, images = images[:count], images[count:]
+            own = _shown(images, tokens, ids, image_id)
+            images = images[len(own) :]
             start = int(is_target.argmax())
             if start == 0:
                 continue
             rest = ~is_target[start:]
             end = start + (int(rest.argmax()) if rest.any() else len(rest))
-            asked = int((ids[:start] == image_id).sum()) // max(tokens, 1)
-            yield ImageTextPrompt(ids[:start], own[:asked], ids[start:end])
+            yield ImageTextPrompt(ids[:start], _shown(own, tokens, ids[:start], image_id), ids[start:end])
+
+
+def _shown(images: np.ndarray, tokens: np.ndarray, ids: np.ndarray, image_id: int) -> np.ndarray:
+    """Return the first of the images, by their numbers of tokens, whose tokens are all among the ids."""
+    ends = np.cumsum(tokens[images])
+    return images[: int((ends <= int((ids == image_id).sum())).sum())]
 
 
 def image_text_response_report(model: nn.Module, dataset: Dataset, tokenization: Tokenization) -> dict[str, Any] | None:
@@ -67,9 +73,9 @@ def image_text_response_report(model: nn.Module, dataset: Dataset, tokenization:
         batch = prompts[start : start + ROWS_AT_ONCE]
         ids, mask = pad([prompt.ids.astype(np.int64) for prompt in batch], dataset.pad_id, left=True)
         numbers = np.concatenate([prompt.images for prompt in batch])
-        pixels = pixel_values(dataset, numbers).to(weight) if len(numbers) else None
+        images = image_inputs(dataset, numbers) if len(numbers) else {}
         given = (torch.from_numpy(ids).to(weight.device), torch.from_numpy(mask).to(weight.device))
-        found = generate(model, *given, settings, None, pixels)
+        found = generate(model, *given, settings, None, images)
         for row, prompt in enumerate(batch):
             tokens = found.tokens_BR[row][found.response_mask_BR[row]].tolist()
             exact += tokens == prompt.answer.tolist()

@@ -16,8 +16,11 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union
 
 from recipes.models.type_table import FILE, TypeRecord, trained_kind, type_records
+from recipes.models.vision_language import VISION_LANGUAGE
 from trainers.inference.describe_decoders import measure_decoder
 from trainers.inference.describe_encoders import measure_encoder, measure_encoder_decoder
+from trainers.inference.describe_vision import measure_vision
+from trainers.models.small_vision import SMALL
 from trainers.models.tiny import ALWAYS, said, tiny_model
 
 FROM_TOKENIZER = (
@@ -62,8 +65,10 @@ def _described(model_type: str) -> TypeRecord:
     family, classes = stock_classes(model_type)
     config_class = transformers.CONFIG_MAPPING[model_type]
     keys = dict(config_keys(config_class))
-    shape = {what: name for what, names in SHAPE_KEYS.items() if (name := next((n for n in names if n in keys), None))}
-    record = TypeRecord(family=family, classes=classes, keys=keys, shape=shape)
+    if "vision_language_model" in classes:
+        text = config_class().get_text_config().to_dict()
+        return measure_vision(model_type, TypeRecord(family, classes, keys, shape=_shape_keys(text)))
+    record = TypeRecord(family=family, classes=classes, keys=keys, shape=_shape_keys(keys))
     try:
         model = tiny_model(model_type, record, trained_kind(classes))
     except Exception as error:
@@ -76,6 +81,12 @@ def _described(model_type: str) -> TypeRecord:
         case "seq2seq_model":
             return measure_encoder_decoder(model_type, model, record)
     return measure_decoder(model_type, model, record)
+
+
+def _shape_keys(keys: Mapping[str, Any]) -> dict[str, str]:
+    """Return which key is a type's width, its layers, ..."""
+    first = {what: next((name for name in names if name in keys), None) for what, names in SHAPE_KEYS.items()}
+    return {what: name for what, name in first.items() if name is not None}
 
 
 def ends_of(model: Any) -> dict[str, Any]:
@@ -92,6 +103,9 @@ def stock_classes(model_type: str) -> tuple[str, dict[str, str]]:
 
     classified = auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(model_type)
     found: dict[str, Any] = {"base": auto.MODEL_MAPPING_NAMES.get(model_type)}
+    if model_type in SMALL:
+        name = auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[model_type]
+        return VISION_LANGUAGE.name, {"base": str(found["base"]), "vision_language_model": name}
     is_composite = bool(transformers.CONFIG_MAPPING[model_type].sub_configs)
     if model_type in (targets := auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES) and not is_composite:
         family = "encoder_decoder"
@@ -198,7 +212,7 @@ def all_types() -> list[str]:
             except UnfitError:
                 continue
             names[name] = None
-    return list(names)
+    return [*names, *SMALL]
 
 
 def main() -> None:

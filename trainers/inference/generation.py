@@ -3,7 +3,7 @@
 B batch, P prompt tokens, R response tokens, K cached tokens, V vocabulary, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trainers.data.tokenizer import Tokenization
 from trainers.models.encoder_decoder import decode, encode, start_token
-from trainers.models.forward_forms import has_windows, head_logits, record_of
+from trainers.models.forward_forms import has_windows, head_logits, image_arguments, record_of
 from trainers.models.token_losses import is_recurrent
 from trainers.runtime.observer import Watch
 
@@ -66,12 +66,12 @@ def generate(
     prompt_mask_BP: Tensor,
     settings: SamplingSettings,
     uniforms_BR: np.ndarray | None,
-    pixels_ICHW: Tensor | None = None,
+    images: Mapping[str, Tensor] | None = None,
     watch: Watch | None = None,
 ) -> Generation:
     """Continue left-padded prompts, or write the targets of sources; `uniforms_BR` (fp64, [0, 1)) None draws greedily.
 
-    `pixels_ICHW` are the images of the prompts' image tokens, in their order, for a vision-language model. `watch`
+    `images` are what a vision-language model takes of the images of the prompts' image tokens, in their order. `watch`
     hears of every token, and may raise.
 
     `module` is a causal language model or an encoder-decoder in evaluation mode with whole parameters. Sources may be
@@ -88,8 +88,8 @@ def generate(
     stop_ids = torch.tensor(settings.stop_ids, dtype=torch.int64, device=device)
 
     alive = torch.arange(rows, device=device)
-    continuation = _continuation(model, length, pixels_ICHW)
-    hidden_BD = _read_prompts(continuation, prompt_ids_BP, prompt_mask_BP.bool(), pixels_ICHW is not None)
+    continuation = _continuation(model, length, images or {})
+    hidden_BD = _read_prompts(continuation, prompt_ids_BP, prompt_mask_BP.bool(), bool(images))
     for step in range(length):
         logits_BV = head_logits(model, hidden_BD)[:, : settings.num_tokens].float()
         drawn_B = draw(logits_BV, settings.temperature, None if draws is None else draws[alive, step])
@@ -138,20 +138,22 @@ def _read_prompts(continuation: Continuation, ids_BP: Tensor, mask_BP: Tensor, h
     return hidden_BD[readings_B]
 
 
-def _continuation(model: Any, max_new_tokens: int, pixels_ICHW: Tensor | None) -> Continuation:
+def _continuation(model: Any, max_new_tokens: int, images: Mapping[str, Tensor]) -> Continuation:
     if model.config.is_encoder_decoder:
         return TargetCache(model, max_new_tokens)
     if is_recurrent(model):
         return RecurrentState(model)
-    if pixels_ICHW is not None:
-        return KeyValueCache(model, max_new_tokens, pixels_ICHW)
     form = record_of(model).decoding
+    if form == "positions":
+        return PositionedCache(model, max_new_tokens, images)
+    if images:
+        return KeyValueCache(model, max_new_tokens, images)
     match "mask" if form == "bias" and has_windows(model) else form:
         case "mask":
             return MaskedCache(model, max_new_tokens)
         case "no_cache":
             return UncachedTokens(model)
-    return KeyValueCache(model, max_new_tokens, pixels_ICHW)
+    return KeyValueCache(model, max_new_tokens)
 
 
 def _last_state(
@@ -173,9 +175,9 @@ def _last_state(
 class KeyValueCache:
     """Keys and values of a causal transformer; the prompts' images are read with them."""
 
-    def __init__(self, model: Any, max_new_tokens: int, pixels_ICHW: Tensor | None = None) -> None:
+    def __init__(self, model: Any, max_new_tokens: int, images: Mapping[str, Tensor] | None = None) -> None:
         self._model = model
-        self._images = {} if pixels_ICHW is None else {"pixel_values": pixels_ICHW}
+        self._images = images or {}
         self._max_new_tokens = max_new_tokens
 
     def read(self, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor) -> Tensor:
@@ -190,7 +192,8 @@ class KeyValueCache:
             self._bias_B11K = _additive(seen_BK[:, None, None], self._model.dtype)
         positions = (prompt_mask_BP.long().cumsum(1) - 1).clamp_(min=0)
         bias = prompt_bias(prompt_mask_BP, self._model.dtype)
-        return self._forward(prompt_ids_BP, positions, bias, **self._images)
+        images = image_arguments(self._model, prompt_ids_BP, self._images)
+        return self._forward(prompt_ids_BP, positions, bias, **images)
 
     def advance(self, tokens_B: Tensor) -> Tensor:
         """Append a position."""
@@ -235,6 +238,38 @@ class MaskedCache:
 
     def _forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
         return _last_state(self._model, self._cache, input_ids, self._mask_BK, position_ids)
+
+
+class PositionedCache:
+    """Keys and values of a vision-language model whose positions follow from the prompts' images, as it says itself."""
+
+    def __init__(self, model: Any, max_new_tokens: int, images: Mapping[str, Tensor]) -> None:
+        self._model = model
+        self._max_new_tokens = max_new_tokens
+        self._images = images
+
+    def read(self, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor) -> Tensor:
+        """Read the prompts with their images."""
+        from trainers.inference.key_values import preallocated_cache
+
+        self._cache = preallocated_cache(self._model.config, prompt_ids_BP.shape[1] + self._max_new_tokens)
+        self._mask_BK = prompt_mask_BP.long()
+        images = image_arguments(self._model, prompt_ids_BP, self._images)
+        known = {"input_ids": prompt_ids_BP, "attention_mask": self._mask_BK, **images}
+        positions = self._model._prepare_position_ids_for_generation(prompt_ids_BP, known)
+        self._positions = positions[..., -1:]
+        return _last_state(self._model, self._cache, prompt_ids_BP, self._mask_BK, positions, **images)
+
+    def advance(self, tokens_B: Tensor) -> Tensor:
+        """Append a position."""
+        self._mask_BK = torch.nn.functional.pad(self._mask_BK, (0, 1), value=1)
+        self._positions = self._positions + 1
+        return _last_state(self._model, self._cache, tokens_B[:, None], self._mask_BK, self._positions)
+
+    def keep(self, rows: Tensor) -> None:
+        """Select in the cache."""
+        self._cache.batch_select_indices(rows)
+        self._mask_BK, self._positions = self._mask_BK[rows], self._positions[..., rows, :]
 
 
 class UncachedTokens:

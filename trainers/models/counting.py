@@ -28,7 +28,7 @@ def _counted(text: str) -> KnownModel | None:
     config = json.loads(text)
     record = find_record(config.get("model_type"))
     kind = None if record is None else next((kind for kind in _KINDS if kind in record.classes), None)
-    if record is None or kind is None or not isinstance(config.get("vocab_size"), int):
+    if record is None or kind is None:
         return None
     import torch
     import transformers
@@ -52,12 +52,12 @@ def _counted(text: str) -> KnownModel | None:
         _linears(record, model, head),
         _experts(model),
     )
-    return KnownModel(sizes, config["vocab_size"])
+    return KnownModel(sizes, built.get_text_config().vocab_size)
 
 
 def _shape(record: TypeRecord, config: Any, is_tied: bool) -> Shape:
     def size(what: str, default: int) -> int:
-        found = getattr(config, record.shape.get(what, ""), None)
+        found = getattr(config.get_text_config(), record.shape.get(what, ""), None)
         return found if isinstance(found, int) else default
 
     width, heads = size("width", 1), size("heads", 1)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from recipes.errors import StageError
 from recipes.tokenizers.token_contract import TokenizerFacts, token_problems
-from trainers.data.image_processor import load_image_processor
-from trainers.models.forward_forms import record_of
+from trainers.data.image_processor import ImageProcessor, load_image_processor
+from trainers.models.forward_forms import image_arguments, record_of
 from trainers.models.load import stock_class
 from trainers.models.lora import DEFAULT, active_adapters, adapter_tensors, plain_name, start_names
 from trainers.models.merged_adapters import base_tensors
@@ -22,7 +22,7 @@ from trainers.models.protocol import ModelKind
 from trainers.models.saved_modules import tied_names
 from trainers.models.stack import load_stack
 from trainers.models.verification import MergeLoss, OpenedFiles, Probe
-from trainers.models.vision_language import demand_fitting, probe_pixels
+from trainers.models.vision_language import demand_fitting, sample_images
 from trainers.runtime.precision import exact_matmul
 from trainers.store.adapters import Weights
 from trainers.store.hf_loaders import open_adapter
@@ -115,7 +115,12 @@ def write_adapter(
     save_file(cast, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def probe(model: nn.Module, kind: ModelKind, weights: Iterable[tuple[str, Tensor]]) -> Probe:
+def probe(
+    model: nn.Module,
+    kind: ModelKind,
+    weights: Iterable[tuple[str, Tensor]],
+    images: ImageProcessor | None = None,
+) -> Probe:
     """Run the fixed prompt through a bare, whole model in fp32, with an image before it where it takes any.
 
     `weights` are its tensors by their names in the files. The model's mode is restored.
@@ -123,10 +128,9 @@ def probe(model: nn.Module, kind: ModelKind, weights: Iterable[tuple[str, Tensor
     config: Any = model.config
     left_out = {config.get_text_config().pad_token_id}
     before: list[int] = []
-    if kind == "vision_language_model":
-        left_out.add(config.image_token_id)
-        with torch.no_grad():
-            before = [config.image_token_id] * _features_of_an_image(model)
+    if images is not None:
+        left_out.add(images.image_id)
+        before = images.sample.ids.tolist()
     ids = [
         token
         for token in (
@@ -136,12 +140,7 @@ def probe(model: nn.Module, kind: ModelKind, weights: Iterable[tuple[str, Tensor
     ]
     ids = before + ids[:PROBE_TOKENS]
     dtype = next(iter(model.parameters())).dtype
-    return Probe.of(model, lambda: _outputs(model, kind, ids), weights, dtype, ids)
-
-
-def _features_of_an_image(model: Any) -> int:
-    pixels = probe_pixels(model.config).to(next(iter(model.parameters())))
-    return len(model.base_model.get_image_features(pixels, return_dict=True).pooler_output[0])
+    return Probe.of(model, lambda: _outputs(model, kind, ids, images), weights, dtype, ids)
 
 
 def verify_folder(
@@ -183,8 +182,10 @@ def verify_folder(
         raise StageError(f"{folder}: tie_word_embeddings is set but head and embedding differ")
     if kind in (*TOKEN_MODELS, "text_classifier"):
         _check_tokenizer(folder, model.config.get_text_config())
+    images = None
     if kind == "vision_language_model":
-        demand_fitting(model, load_image_processor(folder))
+        images = load_image_processor(folder)
+        demand_fitting(model, images)
     names = [*start_names(0 if start is None else len(start.adapters)), DEFAULT]
     if adapter is not None:
         model = with_adapter(model, adapter)
@@ -195,7 +196,7 @@ def verify_folder(
 
     def outputs() -> np.ndarray:
         with active_adapters(model, names):
-            return _outputs(model, kind, token_ids)
+            return _outputs(model, kind, token_ids, images)
 
     where = folder.name if adapter is None else f"{folder.name} with {adapter.name}"
     return OpenedFiles(where, model, file_weights(model, names[:-1]), outputs, names).compare(expected, merged)
@@ -222,14 +223,14 @@ def file_weights(model: Any, below: Sequence[str] = ()) -> dict[str, Tensor]:
     return {**base, **under, **get_peft_model_state_dict(model, save_embedding_layers=False)}
 
 
-def _outputs(model: Any, kind: ModelKind, token_ids: list[int]) -> np.ndarray:
+def _outputs(model: Any, kind: ModelKind, token_ids: list[int], images: ImageProcessor | None = None) -> np.ndarray:
     was_training = model.training
     model.eval()
     device = next(iter(model.parameters())).device
     ids = torch.tensor([token_ids], device=device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if kind == "vision_language_model":
-        inputs["pixel_values"] = probe_pixels(model.config).to(next(iter(model.parameters())))
+    if images is not None:
+        inputs |= image_arguments(model, ids, sample_images(images))
     if kind == "seq2seq_model":
         inputs["decoder_input_ids"] = ids
     with exact_matmul(), torch.no_grad():

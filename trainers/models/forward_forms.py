@@ -3,6 +3,8 @@
 B batch, T tokens, D width, V vocabulary.
 """
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,9 +18,22 @@ PLAIN = TypeRecord(family="", classes={}, packing="bias", decoding="bias")
 
 
 def record_of(model: Any) -> TypeRecord:
-    """Return the record of a model's type; of a vision-language model that of its language part."""
-    kind = model.config.get_text_config().model_type
-    return find_record(kind) or PLAIN
+    """Return the record of a model's type; of one that is made of models of any type that of its language part."""
+    return find_record(model.config.model_type) or find_record(model.config.get_text_config().model_type) or PLAIN
+
+
+def image_arguments(model: Any, input_ids_BT: Tensor, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what a vision-language model is told of the images in these tokens: values in its precision, and where it
+    asks for that which tokens are an image's.
+    """
+    device, bare = input_ids_BT.device, model.get_base_model() if hasattr(model, "get_base_model") else model
+    given = {
+        name: value.to(device, model.dtype) if value.is_floating_point() else value.to(device)
+        for name, value in images.items()
+    }
+    if given and "mm_token_type_ids" in inspect.signature(type(bare.base_model).forward).parameters:
+        given["mm_token_type_ids"] = (input_ids_BT == model.config.image_token_id).int()
+    return given
 
 
 def has_windows(model: Any) -> bool:

@@ -159,7 +159,7 @@ class LanguageTrainee:
             dtype_of(spec.shard.precision),
             self.peft_config,
             merge=spec.commits_merged,
-            further_files={} if data.images is None else data.images.files,
+            images=data.images,
             stack=self.stack,
         )
         metrics = stage_metrics(outcome, data.training)

@@ -1,7 +1,7 @@
 """The candidate of a trained model of text: probed, written whole and as an adapter, uploaded."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from recipes.artifact_kinds import ArtifactKind
 from trainers.checkpoint.checkpoint import StoreCheckpoint
+from trainers.data.image_processor import ImageProcessor
 from trainers.data.tokenizer import Tokenization
 from trainers.engine.protocol import Engine
 from trainers.models.folders import file_tensors, model_config, probe, write_adapter, write_model
@@ -58,8 +59,8 @@ class TrainedText:
     """Modules that learned whole beside the adapter and travel in its files."""
     merge: bool = True
     """Whether the model is also written with its adapter merged."""
-    further_files: Mapping[str, bytes] = field(default_factory=dict)
-    """What lies in the model's folder beside the tokenizer's files."""
+    images: ImageProcessor | None = None
+    """Of a vision-language model; its files lie beside the tokenizer's."""
     start: str = "init_from"
     """Field path of the model that it started from."""
     part: str = "model"
@@ -98,9 +99,9 @@ class TrainedText:
 
     def probes(self, whole: Mapping[str, Tensor]) -> "Probes":
         """Probe the live model, every parameter in place; `whole` is what `whole_tensors` gave."""
-        model = self.model
+        model, images = self.model, self.images
         if self.peft_config is None:
-            return Probes(whole=probe(model, self.kind, model.named_parameters()))
+            return Probes(whole=probe(model, self.kind, model.named_parameters(), images))
         layers = adapter_layers(model)
         with active_adapters(model, self.adapters, layers):
             named = named_weights(model)
@@ -110,11 +111,11 @@ class TrainedText:
             under = {
                 f"{name}: {key}": tensor for name in self.below for key, tensor in adapter_tensors(named, name).items()
             }
-            adapted = probe(model, self.kind, {**base, **under, **own}.items())
+            adapted = probe(model, self.kind, {**base, **under, **own}.items(), images)
         if not self.merge:
             return Probes(adapter=adapted)
         with folded_adapter(model, self.adapters, layers, whole):
-            merged = probe(model, self.kind, base_tensors(named_weights(model)).items())
+            merged = probe(model, self.kind, base_tensors(named_weights(model)).items(), images)
         return Probes(adapter=adapted, whole=merged)
 
     def base(self, context: StageContext) -> str | None:
@@ -204,7 +205,7 @@ def write_trained(
             )
         )
     if probes.whole is not None:
-        beside = {**trained.tokenization.files(), **trained.further_files}
+        beside = {**trained.tokenization.files(), **({} if trained.images is None else trained.images.files)}
         config, ends = trained.model.config, trained.tokenization.end_ids
         held = file_tensors(trained.model, whole)
         write_model(folder / trained.part, kind, config, held.items(), beside, dtype=dtype, end_ids=ends)

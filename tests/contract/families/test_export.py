@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig
 
+from trainers.data.image_processor import load_image_processor
 from trainers.models.verification import Probe
-from trainers.models.vision_language import probe_pixels
+from trainers.models.vision_language import sample_images
 from trainers.runtime.precision import exact_matmul
 from trainers.store.export import export
 from trainers.store.store import Store
@@ -80,7 +80,7 @@ def _inputs(folder: Path, name: str, probe: Probe) -> dict[str, np.ndarray]:
     if name == "encoder_decoder":
         given["decoder_input_ids"] = ids
     if name == "vision_language":
-        given["pixel_values"] = probe_pixels(AutoConfig.from_pretrained(folder, local_files_only=True)).numpy()
+        given |= {name: value.numpy() for name, value in sample_images(load_image_processor(folder)).items()}
     return given
 
 

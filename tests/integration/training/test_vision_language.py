@@ -17,8 +17,10 @@ from launch.sampling.text import sample_texts
 from recipes.errors import RequestError
 from recipes.loading.load import load_recipe, parse_recipe
 from tests.observers import Quiet
+from tests.tiers import tiered
 from trainers.models.imports import import_folder
 from trainers.models.small_llava import DIGIT_TEXTS, write_small_llava
+from trainers.models.small_vision import SMALL, write_small_vision
 from trainers.runtime.distributed import Ranks
 from trainers.store.export import export
 from trainers.store.manifest import ArtifactManifest, files_digest
@@ -46,11 +48,15 @@ def write_rows(folder: Path) -> None:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def run(folder: Path, name: str, changes: dict[str, Any], **model: Any) -> tuple[Store, ArtifactManifest]:
+def run(
+    folder: Path, name: str, changes: dict[str, Any], model_type: str = "llava", **model: Any
+) -> tuple[Store, ArtifactManifest]:
     """Run a stage to its verified commit."""
     write_rows(folder)
-    sizes = {"image_size": 8, "width": 32} | model
-    write_small_llava(folder / "model", DIGIT_TEXTS, **sizes)
+    if model_type == "llava":
+        write_small_llava(folder / "model", DIGIT_TEXTS, **{"image_size": 8, "width": 32} | model)
+    else:
+        write_small_vision(folder / "model", model_type, DIGIT_TEXTS)
     uri = str(folder / "store")
     store = Store.open(uri)
     spec = parse_recipe({"name": "small", "stages": {name: SPEC | changes}}).stages[name]
@@ -135,6 +141,28 @@ def test_sampling_says_what_does_not_fit(tuned: Tuned, tmp_path: Path) -> None:
         sample_texts("store://see", ["Which?"], store=store.uri, images=[tmp_path / "bad.png"])
     with pytest.raises(RequestError, match=r"2 places .* 1 images"):
         sample_texts("store://see", ["<image><image>"], store=store.uri, images=[folder / "1.png"])
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 2}], ids=["full", "lora"])
+@pytest.mark.parametrize("model_type", tiered(sorted(SMALL), ("qwen2_vl",)))
+def test_every_type_is_tuned_and_verified(tmp_path: Path, model_type: str, lora: Any) -> None:
+    steps = SPEC["train"] | {"steps": 2, "sequence_length": 128, "packing": False}
+    store, made = run(tmp_path, "see", {"lora": lora, "train": steps}, model_type)
+    before = load_file(tmp_path / "model" / "model.safetensors")
+    after = load_file(store.folder(made, "model") / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys()
+    if lora is None:
+        assert changed == set(before)
+        return
+    assert changed
+    assert not any(part in name for name in changed for part in ("visual", "vision_model", "connector"))
+    merged = export(store, made, tmp_path / "merged", merge=True)
+    answers = [
+        sample_texts(place, ["Which?"], chat=True, images=[tmp_path / "3.png"], temperature=0.0, store=store.uri)
+        for place in (str(merged), "store://see")
+    ]
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.long

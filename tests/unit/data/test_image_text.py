@@ -13,15 +13,17 @@ from pydantic import TypeAdapter
 
 from recipes.data.text import Source
 from recipes.errors import RequestError
-from trainers.data.batches import ImageTextBatch, build_batch, pixel_values
+from trainers.data.batches import ImageTextBatch, build_batch
 from trainers.data.dataset import Dataset
 from trainers.data.encoding import TextSettings
+from trainers.data.image_inputs import image_inputs, joined
 from trainers.data.image_processor import ImageProcessor, load_image_processor
 from trainers.data.image_text import encode_question
 from trainers.data.image_text_digest import image_text_digest
 from trainers.data.layouts.image_text import ImageText
 from trainers.data.layouts.packed import Packed
 from trainers.data.materialise import DataRequest, materialise
+from trainers.data.row_images import open_row_images
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.evaluation.image_text_responses import image_text_prompts
 from trainers.models.small_llava import write_small_llava
@@ -143,7 +145,7 @@ def test_tokens_are_those_of_the_stock_processor(build: Any, folder: Path) -> No
     assert not (dataset.arrays["segment_ids"][0][length:] > 0).any()
     batch = build_batch(dataset, [0])
     assert isinstance(batch, ImageTextBatch)
-    np.testing.assert_allclose(batch.pixels_ICHW, wanted["pixel_values"], atol=1e-6)
+    np.testing.assert_allclose(batch.images["pixel_values"], wanted["pixel_values"], atol=1e-6)
 
 
 def test_an_image_is_stored_once_and_follows_its_rows(build: Any, tokens: Tokenization) -> None:
@@ -165,7 +167,7 @@ def test_an_image_is_stored_once_and_follows_its_rows(build: Any, tokens: Tokeni
         seen[int(text)] = [int(number) for number in prompt.images]
         assert tokens.decode(prompt.answer, skip_special=False) == "Two.<|end|>"
     by_pixels = {
-        place: [float(pixel_values(dataset, np.array([number])).sum()) for number in numbers]
+        place: [float(image_inputs(dataset, [number])["pixel_values"].sum()) for number in numbers]
         for place, numbers in seen.items()
     }
     assert {place: len(numbers) for place, numbers in seen.items()} == {0: 1, 1: 2, 2: 0, 3: 1, 4: 1}
@@ -262,7 +264,18 @@ def test_text_models_refuse_rows_with_images(tmp_path: Path, store: Store, token
         materialise(DataRequest(source, tmp_path, Packed(TextSettings(tokens, 64), "instructions"), 0), store)
 
 
-def test_a_question_is_tokenized_as_a_row_is(build: Any, tokens: Tokenization, processor: ImageProcessor) -> None:
+def test_a_question_is_tokenized_as_a_row_is(
+    build: Any, tmp_path: Path, tokens: Tokenization, processor: ImageProcessor
+) -> None:
     dataset = build([{"images": ["images/0.png"], "messages": QUESTION + ANSWER}])
     (prompt,) = image_text_prompts(dataset, processor.image_id)
-    assert encode_question(QUESTION, 1, tokens, processor) == prompt.ids.tolist()
+    images = open_row_images(["images/0.png"], tmp_path, "here")
+    assert encode_question(QUESTION, images, tokens, processor) == prompt.ids.tolist()
+
+
+def test_arrays_are_joined_along_the_axis_in_which_they_differ() -> None:
+    shapes = [((2, 3), (4, 3), (6, 3)), ((1, 2, 3), (1, 5, 3), (1, 7, 3)), ((1, 3), (1, 3), (2, 3))]
+    for first, second, both in shapes:
+        assert joined([{"a": np.zeros(first)}, {"a": np.ones(second)}])["a"].shape == both
+    with pytest.raises(RequestError, match="a of several images"):
+        joined([{"a": np.zeros((2, 3))}, {"a": np.zeros((3, 4))}])

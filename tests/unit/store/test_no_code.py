@@ -26,7 +26,7 @@ DOOR = "trainers/store/hf_loaders.py"
 JSON_READERS = {
     ("trainers/models/load.py", "model_class.config_class"),
     ("trainers/models/folders.py", "PreTrainedTokenizerFast"),
-    ("trainers/data/image_processor.py", "AutoProcessor"),
+    ("trainers/data/image_processor.py", "processor_class"),
 }
 """Stock classes of configurations, tokenizers and processors: JSON is all that they open."""
 IMPORTERS = {

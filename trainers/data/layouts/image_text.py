@@ -9,8 +9,9 @@ import numpy as np
 
 from recipes.errors import RequestError
 from trainers.data.dataset import Chunks, Contents, Dataset, Fate
-from trainers.data.encoding import Encoded, TextSettings, encode_instructions
-from trainers.data.image_processor import ImageProcessor
+from trainers.data.encoding import Encoded, Marked, TextSettings, encode_instructions, mark_instruction
+from trainers.data.image_inputs import image_inputs
+from trainers.data.image_processor import ImageTokens
 from trainers.data.image_text import expand, place_images, template_takes_parts
 from trainers.data.layouts.arrays import offsets
 from trainers.data.layouts.packed import pack
@@ -20,10 +21,9 @@ from trainers.data.rows import Row
 
 @dataclass(frozen=True)
 class ImageText:
-    """The arrays of `Packed`, and images [P, C, H, W] of 8 bits, each once.
+    """The arrays of `Packed`, and images, each once, as `ImageProcessor.stored` keeps them.
 
-    A sequence has those in image_numbers between two of image_offsets [N + 1], in the order of its image tokens;
-    pixel_factor, pixel_mean and pixel_std scale them.
+    A sequence has those in image_numbers between two of image_offsets [N + 1], in the order of its image tokens.
     """
 
     name: ClassVar[str] = "image_text"
@@ -31,7 +31,7 @@ class ImageText:
     sides: ClassVar[tuple[str, ...]] = ()
     role: ClassVar[Literal["image_text"]] = "image_text"
     text: TextSettings
-    processor: ImageProcessor
+    processor: ImageTokens
 
     def identity(self) -> dict[str, Any]:
         """Tokens, packing, targets, and how the model takes its images."""
@@ -39,13 +39,19 @@ class ImageText:
         named = text.identity("pictured")  # the role as digests, and so the orders of training, have always named it
         return {**named, "packing": text.packing, "loss_on": text.loss_on, "processor": self.processor.digest}
 
+    def mark(self, row: Row) -> Marked:
+        """Return a row's text, an image's place as one token, with its targets."""
+        token = self.processor.image_token
+        takes_parts = template_takes_parts(self.text.tokenization, token)
+        return mark_instruction(place_images(row, token, takes_parts=takes_parts), self.text.tokenization)
+
     def encode(self, rows: Iterable[Row]) -> Iterator[tuple[Row, Encoded]]:
         """Tokenize rows whose images have their tokens in the text; image tokens are never part of a response."""
         token = self.processor.image_token
         takes_parts = template_takes_parts(self.text.tokenization, token)
         placed = (place_images(self.text.ask(row), token, takes_parts=takes_parts) for row in rows)
         for row, item in encode_instructions(placed, self.text):
-            yield row, expand(row.id, item, len(row.columns["images"]), self.processor)
+            yield row, expand(row.id, item, row.columns["images"], self.processor)
 
     def arrays(self, encoded: Iterable[tuple[Row, Encoded]], fate: Fate) -> Contents:
         """Pack rows with the numbers of their images.
@@ -84,29 +90,23 @@ class ImageText:
     def _image_arrays(
         self, rows: list[Row], images: dict[str, RowImage], packed: dict[str, Any]
     ) -> dict[str, np.ndarray | Chunks]:
-        """Number the images by sequence; pixels are made while they are stored, one image in memory at a time."""
-        processor = self.processor
+        """Number the images by sequence; they are processed while they are stored, one in memory at a time."""
         places = {digest: place for place, digest in enumerate(images)}
         by_sequence = [
             [places[image.digest] for row in packed["rows"][start:end] for image in rows[row].columns["images"]]
             for start, end in pairwise(packed["row_offsets"])
         ]
-        pixels = (np.ascontiguousarray(processor.pixels(image.read(), image.name)) for image in images.values())
         return {
             "image_numbers": np.asarray([place for numbers in by_sequence for place in numbers], dtype=np.int64),
             "image_offsets": offsets([len(numbers) for numbers in by_sequence]),
-            "images": Chunks(
-                np.dtype(np.uint8), (len(images), *processor.shape_CHW), (image.tobytes() for image in pixels)
-            ),
-            "pixel_factor": np.asarray([processor.factor], dtype=np.float64),
-            "pixel_mean": processor.mean_C,
-            "pixel_std": processor.std_C,
+            **self.processor.stored(images),
         }
 
     @staticmethod
     def collate(dataset: Dataset, rows: Sequence[int]) -> Any:
         """Return an `ImageTextBatch`."""
-        from trainers.data.batches import ImageTextBatch, pixel_values, token_batch
+        from trainers.data.batches import ImageTextBatch, token_batch
 
         numbers = np.concatenate([dataset.cut("image_numbers", max(row, 0)) for row in rows])
-        return ImageTextBatch(token_batch(dataset, rows), pixel_values(dataset, numbers))
+        images = image_inputs(dataset, numbers if len(numbers) else [0])
+        return ImageTextBatch(token_batch(dataset, rows), images, has_images=len(numbers) > 0)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from recipes.data.text import TrainTokenizer
+from recipes.data.tokenizers import TrainTokenizer
 from trainers.data.tokenizer import Tokenization, train_tokenizer
 from trainers.models.folders import write_json, write_model
 from trainers.models.small_llava import DIGIT_TEXTS

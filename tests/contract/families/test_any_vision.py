@@ -124,7 +124,7 @@ def test_every_parameter_learns_also_where_a_batch_has_no_image(folder: Path, da
         ids, mask = batch.tokens.input_ids_BT, batch.tokens.loss_mask_BT[:, 1:]
         logits = opened(folder)(input_ids=ids, use_cache=False).logits[:, :-1][mask]
         wanted = torch.nn.functional.cross_entropy(logits, ids[:, 1:][mask], reduction="sum")
-        assert float(loss.detach()) == pytest.approx(float(wanted), rel=1e-5)
+        assert float(loss.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
 
 
 def test_held_out_questions_get_their_own_images(folder: Path, dataset: Dataset) -> None:

@@ -3,7 +3,7 @@
 import glob
 from collections.abc import Mapping
 
-from recipes.data.text import FeedbackPairs, Mix, PlainSource, Source
+from recipes.data.text import JsonLines, Mix, PlainSource, Source
 from recipes.stages.judged import JudgedTraining
 from recipes.stages.kinds import Stage
 from trainers.store.manifest import ArtifactManifest
@@ -20,9 +20,11 @@ def with_feedback_rows(
     """
 
     def read(source: PlainSource, field: str) -> PlainSource:
-        if not isinstance(source, FeedbackPairs):
+        if source.made_by is None:
             return source
-        return source.read_from(glob.escape(str(store.folder(inputs[f"{field}from"]) / FILE)))
+        selection = (type(source).model_fields.keys() & JsonLines.model_fields.keys()) - {"source"}
+        file = glob.escape(str(store.folder(inputs[f"{field}from"]) / FILE))
+        return JsonLines(source="jsonl", files=[file], **{name: getattr(source, name) for name in selection})
 
     def replaced(source: Source, field: str) -> Source:
         if isinstance(source, Mix):
@@ -34,7 +36,7 @@ def with_feedback_rows(
     made = {
         use.field_path
         for use in stage.sources()
-        if any(isinstance(member.source, FeedbackPairs) for member in use.source.members())
+        if any(member.source.made_by is not None for member in use.source.members())
     }
     written = {key: source for key in ("data", "evaluation") if (source := getattr(stage, key)) is not None}
     stage = stage.changed(**{key: replaced(source, f"{key}.") for key, source in written.items()})

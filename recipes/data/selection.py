@@ -44,6 +44,11 @@ class Selection(Strict):
                 refuse(Code.OUT_OF_RANGE, f"part {self.part}: the first number must be between 1 and {of}")
         return self
 
+    @property
+    def made_by(self) -> str | None:
+        """The stage, or the address in the store, whose artifact holds the rows; None: no artifact does."""
+        return None
+
     def members(self) -> "Sequence[Member[Self]]":
         """The sources that it is made of: itself alone."""
         return [Member("", "", self)]

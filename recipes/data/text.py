@@ -205,10 +205,9 @@ class FeedbackPairs(_Rows):
     source: Literal["feedback"] = meaning(description="Reads what a feedback stage makes: pairs of answers.")
     from_: str = meaning(alias="from", description="The feedback stage, or an address in the store.")
 
-    def read_from(self, file: str) -> JsonLines:
-        """The same selection of the rows of a file: those that the stage made."""
-        shared = {name: getattr(self, name) for name in _Rows.model_fields}
-        return JsonLines(source="jsonl", files=[file], **shared)
+    @property
+    def made_by(self) -> str:
+        return self.from_
 
 
 PlainSource = Annotated[
@@ -257,6 +256,9 @@ class Mix(Strict):
         if repeated:
             refuse(Code.DUPLICATE_ITEM, f"alias {repeated[0]!r} is listed twice")
         return self
+
+    made_by: ClassVar[None] = None
+    """Its members answer."""
 
     @property
     def has_weights(self) -> bool:

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator
 
-from recipes.data.text import FeedbackPairs
 from recipes.errors import Problem
 from recipes.loaded_recipe import LoadedRecipe
 from recipes.problem_codes import Code
@@ -87,7 +86,7 @@ def _check_sources(loaded: LoadedRecipe, name: str, stage: TextStage) -> Iterato
             )
             yield from loaded.problems(name, findings)
             for own in use.members():
-                if isinstance(own.source, FeedbackPairs) and own.role != "preferences":
+                if own.source.made_by is not None and own.role != "preferences":
                     message = f"a feedback stage makes pairs of answers, and `{use.field_path}` reads {own.role}"
                     place = f"stages.{name}.{own.field_path}.source"
                     yield loaded.problem(Code.NOT_APPLICABLE, place, own.source.source, message, "another source")

@@ -9,7 +9,7 @@ from recipes.data.images import ImageSource
 from recipes.data.tokenizers import Tokenizer
 from recipes.errors import FieldFinding, Finding, RequestError, at, raise_findings
 from recipes.fields import Strict, meaning, placement
-from recipes.models.architecture import TYPES
+from recipes.models.architecture import TYPES, Architecture
 from recipes.models.base import TextFamily
 from recipes.models.images.base import ImageModel
 from recipes.models.type_table import WORDS, Capability
@@ -291,6 +291,11 @@ class TextStage(StageBase):
     @property
     def own_tokenizer(self) -> Tokenizer | None:
         """Its own tokenizer; None: its model's."""
+        return None
+
+    @property
+    def own_architecture(self) -> Architecture | None:
+        """Of the model that it builds; None: it starts from one."""
         return None
 
     def new_heads(self, family: TextFamily | None) -> tuple[str, ...]:

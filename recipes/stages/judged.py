@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from recipes.data.text import FeedbackPairs
 from recipes.errors import Finding
 from recipes.models.base import TextFamily
 from recipes.models.type_table import Capability
@@ -16,11 +15,11 @@ def feedback_inputs(stage: StageBase) -> list[Input]:
     """The sets of preferences that a stage's sources read; of a stage with mistakes those that are sound."""
     written = ((key, getattr(stage, key, None)) for key in ("data", "evaluation"))
     return [
-        Input(f"{key}.{member.field}from", member.source.from_, ("preferences",))
+        Input(f"{key}.{member.field}from", member.source.made_by, ("preferences",))
         for key, source in written
         if source is not None
         for member in source.members()
-        if isinstance(member.source, FeedbackPairs)
+        if member.source.made_by is not None
     ]
 
 

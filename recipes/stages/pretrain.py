@@ -84,6 +84,10 @@ class Pretrain(TextTraining):
         return self.tokenizer
 
     @property
+    def own_architecture(self) -> Architecture | None:
+        return self.architecture
+
+    @property
     def draws_weights(self) -> bool:
         return self.reset_weights
 

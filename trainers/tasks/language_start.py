@@ -21,15 +21,15 @@ from trainers.training.context import StageContext, model_folder, model_weights
 
 def stage_family(spec: Pretrain | Finetune, context: StageContext) -> TextFamily:
     """Return the family of the model that the stage builds or starts from."""
-    if isinstance(spec, Pretrain) and spec.architecture is not None:
-        return TEXT_FAMILIES[spec.architecture.family]
+    if spec.own_architecture is not None:
+        return TEXT_FAMILIES[spec.own_architecture.family]
     return model_family(model_folder(context, "init_from"))
 
 
 def stage_type(spec: Pretrain | Finetune, context: StageContext) -> str | None:
     """Return the type of the model that the stage builds or starts from."""
-    if isinstance(spec, Pretrain) and spec.architecture is not None:
-        return spec.architecture.type
+    if spec.own_architecture is not None:
+        return spec.own_architecture.type
     return text_facts(model_folder(context, "init_from")).type
 
 
@@ -70,9 +70,8 @@ def build_stage_model(
         if spec.draws_weights:
             model = initialised(type(model), model.config, stream_seed(context.seed, "weights"))
         return model, weights.stack
-    assert isinstance(spec, Pretrain)
-    assert spec.architecture is not None
+    assert spec.own_architecture is not None
     facts = TokenizerFacts(tokenization.vocab_size, tokenization.eos_id, tokenization.pad_id, tokenization.bos_id)
-    architecture = spec.architecture.model_dump(exclude_none=True)
+    architecture = spec.own_architecture.model_dump(exclude_none=True)
     seed = stream_seed(context.seed, "weights")
     return build_language_model(architecture, facts, seed=seed, device=context.ranks.device), ()

@@ -1,6 +1,5 @@
 """ZeRO 0-3 on raw DeepSpeed: no op is compiled, and the state goes out and in without its checkpoint formats."""
 
-import importlib
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,7 +32,7 @@ def _import_muon() -> None:
     """
     compile_function, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
     try:
-        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
     finally:
         compiler.compile = compile_function
 

@@ -194,11 +194,11 @@ class Feedback(TextStage):
         return Progress("part", "responses")
 
     def shrunk(self, *, is_built_here: bool) -> Self:
-        most = min(self.num_prompts, EVALUATION_PROMPTS)
+        most = min(self.num_prompts, 4 * EVALUATION_PROMPTS)  # so that some of its pairs are held out
         return self.changed(
             prompts=self.prompts.limited(ROWS),
             num_prompts=most,
-            labels=None if self.labels is None else min(self.labels, most),
+            labels=None if self.labelling is None else min(self.labels or most, EVALUATION_PROMPTS),
             sampling=self.sampling.shrunk(),
             min_kappa=None,
         )

@@ -1,6 +1,7 @@
 """What a local model or tokenizer folder tells without torch: kind, type, lengths, tokens, and what is missing."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -202,8 +203,8 @@ def sentencepiece_conversion(path: Path) -> str:
 def find_sentencepiece(path: Path) -> str | None:
     """The name of the sentencepiece model of a folder that has no tokenizer.json."""
     names = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-    found = next((name for name in names if (path / name).is_file()), None)
-    return None if (path / "tokenizer.json").is_file() else found
+    found = next((name for name in names if os.path.isfile(path / name)), None)  # False for a path that is too long
+    return None if os.path.isfile(path / "tokenizer.json") else found
 
 
 def _read_tokenizer(path: Path, problems: list[Finding]) -> TokenizerFacts | None:

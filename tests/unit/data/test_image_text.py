@@ -277,5 +277,5 @@ def test_arrays_are_joined_along_the_axis_in_which_they_differ() -> None:
     shapes = [((2, 3), (4, 3), (6, 3)), ((1, 2, 3), (1, 5, 3), (1, 7, 3)), ((1, 3), (1, 3), (2, 3))]
     for first, second, both in shapes:
         assert joined([{"a": np.zeros(first)}, {"a": np.ones(second)}])["a"].shape == both
-    with pytest.raises(RequestError, match="a of several images"):
+    with pytest.raises(RequestError, match="2x3, 3x4"):
         joined([{"a": np.zeros((2, 3))}, {"a": np.zeros((3, 4))}])

@@ -129,7 +129,7 @@ def test_members_of_archives_are_files(tmp_path: Path, unpacked: Path) -> None:
     assert read(tmp_path, "rows.zip::b/*") == ROWS
     with pytest.raises(SourceError, match=r"rows.zip .* c/\*; .* a/rows.jsonl.gz, b/"):
         read(tmp_path, "rows.zip::c/*")
-    with pytest.raises(SourceError, match=r"rows.tar.bz2/rows.jsonl:1"):  # a zip file inside, which is no text
+    with pytest.raises(SourceError, match=r"rows.tar.bz2/rows.jsonl:[0-9]"):  # a zip file inside, which is no text
         read(tmp_path, "rows.tar.bz2")
     with zipfile.ZipFile(tmp_path / "rows.zip", "w") as archive:
         archive.writestr("c/rows.jsonl", LINES)

@@ -70,21 +70,17 @@ def raylets() -> Iterator[Raylets]:
         f"--temp-dir={folder}",
     ]
     try:
-        place = [f"--address=127.0.0.1:{port}", "--node-ip-address=127.0.0.1"]
-        for at_once in [head], [place] * (NUM_NODES - 1):
-            starting = [
-                subprocess.Popen(
-                    [RAY, "start", *where, *common],
-                    env={**os.environ, **environment},
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
-                for where in at_once
-            ]
-            for process in starting:
-                output, _ = process.communicate(timeout=120)
-                assert process.returncode == 0, output
+        for number in range(NUM_NODES):
+            place = head if number == 0 else [f"--address=127.0.0.1:{port}", "--node-ip-address=127.0.0.1"]
+            done = subprocess.run(
+                [RAY, "start", *place, *common],
+                env={**os.environ, **environment},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=120,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
         yield Raylets(f"http://127.0.0.1:{dashboard}", environment)
     finally:
         end_marked(mark.encode())

@@ -6,7 +6,7 @@ S3 is moto in this process; every request is answered `delay-ms` later, and coun
 code: runs as their drivers leave them after some minutes, and artifacts of eight files. Then `status`, `store ls`,
 `store verify` and `report last` run as commands. For the metrics a stage of some hours logs a step a second in a local
 store, by a clock that is turned on; `report` reads them. `--before` is a work tree of another commit (`git worktree add
-FOLDER COMMIT`), measured in the same run; without it there is one side.
+FOLDER COMMIT`) with the present folders, measured in the same run; without it there is one side.
 """
 
 import argparse

@@ -94,7 +94,7 @@ class Board:
         return f"{address}/#{self._tokens[annotator]}"
 
     def annotator_of(self, token: str) -> str | None:
-        """Whose token it is; None: nobody's."""
+        """The annotator whose token it is; None: the token is unknown."""
         found = None
         for name, known in self._tokens.items():  # all of them, so that the time says nothing
             if hmac.compare_digest(known.encode(), token.encode()):

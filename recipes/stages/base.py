@@ -137,7 +137,7 @@ class StageBase(Strict):
 
     @property
     def labelling(self) -> Labelling | None:
-        """How people judge what it makes before it is done; None: nobody is asked."""
+        """How people judge what it makes before it is done; None: they do not."""
         return None
 
     @property

@@ -185,7 +185,7 @@ def preference_set(
 
 
 def _preference(pair: Pair, judged: Sequence[Judgement]) -> dict[str, Any] | None:
-    """The row of a pair; None: it is flagged, or nobody's answer has more judges than the other."""
+    """The row of a pair; None: it is flagged, or neither answer has more judges than the other."""
     votes = Counter(judgement.verdict for judgement in judged)
     if votes["flag"] or votes["first"] == votes["second"]:
         return None

@@ -23,7 +23,7 @@ def record_of(model: Any) -> TypeRecord:
 
 
 def image_arguments(model: Any, input_ids_BT: Tensor, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what a vision-language model is told of the images in these tokens: values in its precision, and where it
+    """Return what a vision-language model is given of the images in these tokens: values in its precision, and where it
     asks for that which tokens are an image's.
     """
     device, bare = input_ids_BT.device, model.get_base_model() if hasattr(model, "get_base_model") else model

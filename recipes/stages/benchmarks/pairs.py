@@ -1,4 +1,4 @@
-"""Pairs of sentences that differ in who is spoken of: which of the two a model holds for likelier."""
+"""Pairs of sentences that differ in who is spoken of: which of the two the model finds more likely."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence

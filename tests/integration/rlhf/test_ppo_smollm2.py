@@ -1,4 +1,4 @@
-"""PPO of a real model in bf16, by adapters and of all weights: the first ratios are 1, the sampler's gap is told."""
+"""PPO of a real model in bf16, by adapters and of all weights: the first ratios are 1, the sampler's gap is kept."""
 
 import shutil
 from pathlib import Path

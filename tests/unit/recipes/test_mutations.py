@@ -135,7 +135,7 @@ def test_a_number_out_of_range_is_refused(shipped: Path, fields: Fields | None) 
 
 
 def _surplus_keys(path: Path) -> list[str]:
-    """A key that nobody declares, in every mapping of a recipe."""
+    """An undeclared key, in every mapping of a recipe."""
     places = [place for place in _mappings(_dumped(path)) if place != ("stages",) and place[-1:] not in FREE_KEYS]
     return [".".join(str(part) for part in (*place, "surplus_key")) for place in places]
 

@@ -1,4 +1,4 @@
-"""Judged pairs: what stands, how far annotators agree, and which rows of preferences come of it."""
+"""Judged pairs: which judgements count, how far annotators agree, and which rows of preferences come of it."""
 
 import json
 from collections.abc import Sequence

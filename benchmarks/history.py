@@ -28,7 +28,6 @@ from typing import Any
 
 HERE = Path(__file__).resolve()
 COMMANDS = (("status",), ("store", "ls"), ("store", "verify"), ("report", "last"))
-MAIN = "from launch.cli import main; main()"
 RECIPE = "recipes/quickstart.yaml"
 FILES = 8
 
@@ -136,7 +135,7 @@ def measure_requests(sides: dict[str, Path], options: argparse.Namespace) -> Non
         server.is_measured = True
         for command in COMMANDS:
             server.forget()
-            cost = run(tree, ["-c", MAIN, *command, "--store", f"s3://{side}/store"])
+            cost = run(tree, ["-m", "launch.cli", *command, "--store", f"s3://{side}/store"])
             counted = " + ".join(f"{count} {kind}" for kind, count in sorted(server.requests.items()))
             total = f"{server.requests.total():5} requests ({counted}), at most {server.at_once} at once"
             print(f"{side:8} {' '.join(command):14} {cost.wall_s:6.1f} s, {cost.cpu_s:5.1f} CPU s, {total}")
@@ -221,7 +220,9 @@ def measure_metrics(sides: dict[str, Path], hours: int) -> None:
             files = list(Path(store).glob("runs/*/metrics/**/*.jsonl"))
             disk = sum(path.stat().st_blocks * 512 for path in files) / 2**20
             data = sum(path.stat().st_size for path in files) / 2**20
-            cost = run(tree, ["-c", MAIN, "report", "last", "--store", store, "--output", f"{folder}/page.html"])
+            cost = run(
+                tree, ["-m", "launch.cli", "report", "last", "--store", store, "--output", f"{folder}/page.html"]
+            )
             taken = f"{len(files):6} files, {disk:6.1f} MiB on disk, {data:5.1f} MiB of data"
             print(f"{side:8} {taken}; report {cost.cpu_s:5.1f} CPU s, {cost.wall_s:5.1f} s")
 

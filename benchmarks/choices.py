@@ -22,7 +22,7 @@ from trainers.inference.likelihood import Scored, log_likelihoods, tokenized
 
 @torch.no_grad()
 def one_by_one(model: Any, cases: list[list[Scored]]) -> list[list[float]]:
-    """Each choice in a forward pass of its own, as a first version is written."""
+    """Each choice in a separate forward pass, the straightforward way."""
     found = []
     for texts in cases:
         values = []

@@ -1,6 +1,6 @@
 """Where the pairs of a feedback stage and what people say of them lie: in the run's folder of the store.
 
-Every judgement is a file of its own, written before the page hears that it is kept. So nothing is lost with the
+Every judgement is a separate file, written before the page hears that it is kept. So nothing is lost with the
 driver or its machine, several pages may be open at once, also on other machines, and no database file lies on a disk
 that is shared or a bucket.
 """

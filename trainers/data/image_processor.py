@@ -1,4 +1,4 @@
-"""How a vision-language model takes its images: by the processor of its own folder.
+"""How a vision-language model takes its images: by the processor in its folder.
 
 C channels, H height, W width of the pixel values. P images.
 """

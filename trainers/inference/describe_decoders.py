@@ -13,7 +13,7 @@ from trainers.inference.generation import SamplingSettings, generate
 from trainers.models.attention import attention_name
 from trainers.models.forward_forms import head_logits
 from trainers.models.lora import add_adapter, target_names
-from trainers.models.tiny import PAD, VOCABULARY, close, said, tiny_model
+from trainers.models.tiny import PAD, VOCABULARY, close, demand_checkpointing, said, tiny_model
 from trainers.models.token_losses import hidden_states
 
 SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
@@ -140,7 +140,7 @@ class _Probe:
         return replace(record, decoding=None)
 
     def _continued(self, length: int) -> Tensor:
-        """Return the likeliest continuations, each token by a forward of its own."""
+        """Return the likeliest continuations, each token by a separate forward."""
         rows = []
         with torch.no_grad():
             for row in self._rows:
@@ -194,15 +194,7 @@ class _Probe:
             self._lacks["checkpointing"] = "transformers' class does not support it"
             return
         try:
-            gradients = []
-            for checkpointed in (False, True):
-                model = tiny_model(self._type, record, attention=record.cpu_attention).train()
-                if checkpointed:
-                    model.gradient_checkpointing_enable({"use_reentrant": False})
-                self._loss(model).backward()
-                gradients.append([p.grad for p in model.parameters() if p.grad is not None])
-            if not all(close(a, b) for a, b in zip(*gradients, strict=True)):
-                raise ValueError("with it gradients differ")
+            demand_checkpointing(lambda: tiny_model(self._type, record, attention=record.cpu_attention), self._loss)
         except Exception as error:
             self._lacks["checkpointing"] = said(error)
 

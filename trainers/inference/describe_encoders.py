@@ -14,7 +14,7 @@ from trainers.data.masking import MaskedBatch
 from trainers.inference.generation import SamplingSettings, generate
 from trainers.models.encoder_decoder import TargetLosses, start_token
 from trainers.models.lora import add_adapter, target_names
-from trainers.models.tiny import PAD, VOCABULARY, close, said, tiny_model
+from trainers.models.tiny import PAD, VOCABULARY, close, demand_checkpointing, said, tiny_model
 from trainers.models.token_losses import MaskedTokenLosses
 
 LENGTHS = (11, 17)
@@ -163,7 +163,7 @@ def _shifted(model: Any, target: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _written(model: Any, source: Tensor, length: int) -> Tensor:
-    """Return the likeliest target, each token by a forward of its own."""
+    """Return the likeliest target, each token by a separate forward."""
     ids = torch.tensor([[start_token(model)]])
     for _ in range(length):
         logits = model(input_ids=source[None], decoder_input_ids=ids, use_cache=False).logits[:, -1]
@@ -212,15 +212,7 @@ def _learning(
         lacks["checkpointing"] = "transformers' class does not support it"
         return replace(record, lacks=lacks)
     try:
-        gradients = []
-        for checkpointed in (False, True):
-            built = tiny_model(model_type, record, kind, record.cpu_attention).train()
-            if checkpointed:
-                built.gradient_checkpointing_enable({"use_reentrant": False})
-            loss(built).backward()
-            gradients.append([parameter.grad for parameter in built.parameters() if parameter.grad is not None])
-        if not all(close(a, b) for a, b in zip(*gradients, strict=True)):
-            raise ValueError("with it gradients differ")
+        demand_checkpointing(lambda: tiny_model(model_type, record, kind, record.cpu_attention), loss)
     except Exception as error:
         lacks["checkpointing"] = said(error)
     return replace(record, lacks=lacks)

@@ -1,6 +1,7 @@
 """Tiny configurations of any model type of transformers: its own defaults with every size made small."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -163,6 +164,19 @@ def close(ours: Tensor, theirs: Tensor) -> bool:
     """Tell whether two ways to compute a tensor agree."""
     scale = float(theirs.abs().max()) or 1.0
     return bool(torch.isfinite(ours).all()) and float((ours - theirs).abs().max()) < CLOSE * scale
+
+
+def demand_checkpointing(make: Callable[[], Any], loss: Callable[[Any], Tensor]) -> None:
+    """Raise ValueError if a model's gradients differ where its activations are computed again in the backward pass."""
+    gradients: list[list[Tensor]] = []
+    for checkpointed in (False, True):
+        model = make().train()
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        loss(model).backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    if not all(close(a, b) for a, b in zip(*gradients, strict=True)):
+        raise ValueError("with it gradients differ")
 
 
 def said(error: Exception) -> str:

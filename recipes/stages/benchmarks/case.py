@@ -134,7 +134,7 @@ class Benchmark(Strict):
         return 0
 
     def values(self, logprobs: Sequence[float], case: Case) -> dict[str, float]:
-        """Each figure for one case, by the log-likelihoods of its options in nats."""
+        """Each figure for one case, by the log-likelihoods of its options in nats; not where answers are written."""
         raise NotImplementedError
 
     def picked(self, logprobs: Sequence[float], case: Case) -> str:
@@ -166,7 +166,7 @@ class Asked(Benchmark):
         0,
         ge=0,
         le=64,
-        description="Answered questions before each one, drawn by the seed: of its own subject where rows have one.",
+        description="Answered questions before each one, drawn by the seed; of the same subject where rows have one.",
     )
     examples: Source | None = meaning(None, description="Where these are drawn from; null: the other rows of `data`.")
     preface: str = meaning("", description="Text before everything else, as lm-eval's `description`.")

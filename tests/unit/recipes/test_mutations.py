@@ -141,7 +141,7 @@ def _surplus_keys(path: Path) -> list[str]:
 
 
 def test_unknown_keys_are_refused(shipped: Path) -> None:
-    """All at once, with a problem in each mapping that has one: the key, or the tag that a mapping needs beside it."""
+    """All at once, with a problem in each mapping that has one: the key, or the tag that a mapping also needs."""
     surplus = _surplus_keys(shipped)
     _, problems = check_file(shipped, [f"{dotted}=1" for dotted in surplus])
     mappings, named = (

@@ -1,9 +1,11 @@
 """What layouts share: texts of any length in one array with the places where they start, and what sets of text hold."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from trainers.data.dataset import Contents
 from trainers.data.encoding import Encoded, TextSettings
 
 
@@ -37,3 +39,18 @@ def text_holds(sequences: int, tokens: int, supervised_tokens: int, positions: i
     """Return what a set of text reports that it holds."""
     counts = {"sequences": sequences, "tokens": tokens, "supervised_tokens": supervised_tokens}
     return {**counts, "fill": tokens / max(positions, 1)}
+
+
+def recorded_texts(
+    name: str, kept: Sequence[np.ndarray], records: list[dict[str, Any]], settings: TextSettings
+) -> Contents:
+    """Return what a set holds of texts that are read and not learnt from, with a record of each."""
+    arrays = cut_up(name, kept, token_type(settings))
+    tokens = len(arrays[f"{name}_ids"])
+    return Contents(
+        arrays={**arrays},
+        row_ids=[record["id"] for record in records],
+        holds=text_holds(len(kept), tokens, 0, tokens),
+        learns_nothing=not kept,
+        records=records,
+    )

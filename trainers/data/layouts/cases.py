@@ -12,7 +12,7 @@ from trainers.data.bad_row import BadRow
 from trainers.data.carried import carried
 from trainers.data.dataset import Contents, Dataset, Fate
 from trainers.data.encoding import Marked, TextSettings
-from trainers.data.layouts.arrays import cut_up, text_holds, token_type
+from trainers.data.layouts.arrays import recorded_texts
 from trainers.data.rows import Row
 
 
@@ -72,15 +72,7 @@ class Cases:
                 kept.append(ids)
                 records.append(self._record(row, case))
         fate.kept = len(kept)
-        arrays = cut_up("case", kept, token_type(self.text))
-        tokens = len(arrays["case_ids"])
-        return Contents(
-            arrays={**arrays},
-            row_ids=[record["id"] for record in records],
-            holds=text_holds(len(kept), tokens, 0, tokens),
-            learns_nothing=not kept,
-            records=records,
-        )
+        return recorded_texts("case", kept, records, self.text)
 
     def _record(self, row: Row, case: Any) -> dict[str, Any]:
         asked, answer = case.best

@@ -11,7 +11,7 @@ from trainers.data.bad_row import BadRow
 from trainers.data.carried import carried
 from trainers.data.dataset import Contents, Dataset, Fate
 from trainers.data.encoding import Marked, Prompt, TextSettings, naming, render_prompt
-from trainers.data.layouts.arrays import cut_up, text_holds, token_type
+from trainers.data.layouts.arrays import recorded_texts
 from trainers.data.rows import Row
 
 
@@ -62,15 +62,7 @@ class Prompts:
                 kept.append(ids)
                 records.append(self._record(row, text))
         fate.kept = len(kept)
-        arrays = cut_up("prompt", kept, token_type(self.text))
-        tokens = len(arrays["prompt_ids"])
-        return Contents(
-            arrays={**arrays},
-            row_ids=[record["id"] for record in records],
-            holds=text_holds(len(kept), tokens, 0, tokens),
-            learns_nothing=not kept,
-            records=records,
-        )
+        return recorded_texts("prompt", kept, records, self.text)
 
     def _record(self, row: Row, text: str) -> dict[str, Any]:
         columns = row.columns

@@ -20,6 +20,12 @@ from trainers.runtime.observer import Watch
 COMPACT_BELOW = 0.75
 """Finished rows are dropped from the batch when fewer than this share of it is left."""
 
+LENGTH_STEP = 16
+"""Prompts whose padding differs by fewer tokens are read together."""
+
+GROUP_TOKENS = 1024
+"""Tokens that are worth a forward: fewer of similar prompts are read with longer ones."""
+
 
 @dataclass(frozen=True)
 class SamplingSettings:
@@ -182,33 +188,43 @@ class KeyValueCache:
 
     def read(self, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor) -> Tensor:
         """Read the prompts; padding sees itself alone."""
-        from trainers.inference.key_values import preallocated_cache
+        from trainers.inference.key_values import is_preallocated, place_rows, preallocated_cache
 
-        self._cache = preallocated_cache(self._model.config, prompt_ids_BP.shape[1] + self._max_new_tokens)
+        rows, length = prompt_ids_BP.shape
+        config = self._model.config
+        self._cache = preallocated_cache(config, length + self._max_new_tokens)
         self._positions_B1 = prompt_mask_BP.sum(1, keepdim=True) - 1
         self._bias_B11K: Tensor | None = None
         if not bool(prompt_mask_BP.all()):
             seen_BK = torch.nn.functional.pad(prompt_mask_BP, (0, self._max_new_tokens), value=True)
             self._bias_B11K = _additive(seen_BK[:, None, None], self._model.dtype)
-        positions = (prompt_mask_BP.long().cumsum(1) - 1).clamp_(min=0)
-        bias = prompt_bias(prompt_mask_BP, self._model.dtype)
-        images = image_arguments(self._model, prompt_ids_BP, self._images)
-        return self._forward(prompt_ids_BP, positions, bias, **images)
+        groups = [] if self._images or not is_preallocated(self._cache) else length_groups(prompt_mask_BP)
+        if len(groups) <= 1:
+            return self._read(self._cache, prompt_ids_BP, prompt_mask_BP)
+        states = []
+        for members, longest in groups:
+            part = preallocated_cache(config, longest)
+            states.append(self._read(part, prompt_ids_BP[members, -longest:], prompt_mask_BP[members, -longest:]))
+            place_rows(self._cache, part, members, rows, length)
+        order = torch.cat([members for members, _ in groups]).argsort()
+        return torch.cat(states)[order]
+
+    def _read(self, cache: Any, ids_BP: Tensor, mask_BP: Tensor) -> Tensor:
+        positions = (mask_BP.long().cumsum(1) - 1).clamp_(min=0)
+        images = image_arguments(self._model, ids_BP, self._images)
+        return _last_state(self._model, cache, ids_BP, prompt_bias(mask_BP, self._model.dtype), positions, **images)
 
     def advance(self, tokens_B: Tensor) -> Tensor:
         """Append a position."""
         self._positions_B1 = self._positions_B1 + 1
         bias = None if self._bias_B11K is None else self._bias_B11K[..., : self._cache.get_seq_length() + 1]
-        return self._forward(tokens_B[:, None], self._positions_B1, bias)
+        return _last_state(self._model, self._cache, tokens_B[:, None], bias, self._positions_B1)
 
     def keep(self, rows: Tensor) -> None:
         """Select in the cache."""
         self._cache.batch_select_indices(rows)
         self._positions_B1 = self._positions_B1[rows]
         self._bias_B11K = None if self._bias_B11K is None else self._bias_B11K[rows]
-
-    def _forward(self, input_ids: Tensor, position_ids: Tensor, bias: Tensor | None, **images: Tensor) -> Tensor:
-        return _last_state(self._model, self._cache, input_ids, bias, position_ids, **images)
 
 
 class MaskedCache:
@@ -373,6 +389,25 @@ def draw(logits_BV: Tensor, temperature: float, uniforms_B: Tensor | None) -> Te
 
 def _chosen_logprobs(logits_BV: Tensor, tokens_B: Tensor) -> Tensor:
     return logits_BV.gather(1, tokens_B[:, None])[:, 0] - logits_BV.logsumexp(dim=1)
+
+
+def length_groups(prompt_mask_BP: Tensor) -> list[tuple[Tensor, int]]:
+    """Group left-padded prompts of similar lengths, so that little padding is read: the rows and the length of each.
+
+    A group holds at least `GROUP_TOKENS`, but for the one of the longest prompts.
+    """
+    padding_B = prompt_mask_BP.long().argmax(dim=1) // LENGTH_STEP * LENGTH_STEP
+    lengths_B = prompt_mask_BP.shape[1] - padding_B
+    order = lengths_B.argsort(stable=True)
+    lengths, counts = lengths_B.unique(return_counts=True)
+    groups: list[tuple[Tensor, int]] = []
+    start = stop = 0
+    for length, count in zip(lengths.tolist(), counts.tolist(), strict=True):
+        stop += count
+        if (stop - start) * length >= GROUP_TOKENS or stop == len(order):
+            groups.append((order[start:stop], length))
+            start = stop
+    return groups
 
 
 def prompt_bias(prompt_mask_BP: Tensor, dtype: torch.dtype) -> Tensor:

@@ -27,6 +27,18 @@ def preallocated_cache(config: Any, max_tokens: int) -> DynamicCache:
     return cache
 
 
+def is_preallocated(cache: DynamicCache) -> bool:
+    """Say whether every layer is preallocated, so that rows can be placed in it."""
+    return bool(cache.layers) and all(isinstance(layer, PreallocatedLayer) for layer in cache.layers)
+
+
+def place_rows(cache: DynamicCache, part: DynamicCache, rows: Tensor, batch: int, length: int) -> None:
+    """Write what `part` holds into these of `batch` rows, right-aligned in the first `length` tokens."""
+    for layer, read in zip(cache.layers, part.layers, strict=True):
+        assert isinstance(layer, PreallocatedLayer)
+        layer.place(read.keys, read.values, rows, batch, length)
+
+
 class PreallocatedLayer(DynamicLayer):
     """A layer whose `keys` and `values`, BHKC, are the filled part of larger buffers, BHLC."""
 
@@ -46,13 +58,25 @@ class PreallocatedLayer(DynamicLayer):
         start = self.get_seq_length()
         stop = start + key_states.shape[2]
         if stop > self._key_buffer.shape[2]:
-            length = max(stop, min(stop + max(stop // 2, LEAST_SPARE), self._max_tokens))
+            length = self._capacity(stop)
             self._key_buffer = _grown(self._key_buffer[:, :, :start], length)
             self._value_buffer = _grown(self._value_buffer[:, :, :start], length)
         self._key_buffer[:, :, start:stop] = key_states
         self._value_buffer[:, :, start:stop] = value_states
         self._expose(stop)
         return self.keys, self.values
+
+    def place(self, keys_BHKC: Tensor, values_BHKC: Tensor, rows: Tensor, batch: int, length: int) -> None:
+        """Write into these of `batch` rows, right-aligned in the first `length` tokens; what nothing wrote is 0."""
+        if not self.is_initialized:
+            self.lazy_initialization(keys_BHKC, values_BHKC)
+            capacity = self._capacity(length)
+            self._key_buffer = keys_BHKC.new_zeros(batch, keys_BHKC.shape[1], capacity, keys_BHKC.shape[3])
+            self._value_buffer = values_BHKC.new_zeros(batch, values_BHKC.shape[1], capacity, values_BHKC.shape[3])
+            self._expose(length)
+        start = length - keys_BHKC.shape[2]
+        self._key_buffer[rows, :, start:length] = keys_BHKC
+        self._value_buffer[rows, :, start:length] = values_BHKC
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows alone."""
@@ -70,6 +94,9 @@ class PreallocatedLayer(DynamicLayer):
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Take rows in another order."""
         self.batch_select_indices(beam_idx.to(self.device))
+
+    def _capacity(self, length: int) -> int:
+        return max(length, min(length + max(length // 2, LEAST_SPARE), self._max_tokens))
 
     def _expose(self, length: int) -> None:
         self.keys, self.values = self._key_buffer[:, :, :length], self._value_buffer[:, :, :length]

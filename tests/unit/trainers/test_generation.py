@@ -6,8 +6,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from trainers.inference import key_values
-from trainers.inference.generation import Generation, SamplingSettings, draw, generate
+from trainers.inference import generation, key_values
+from trainers.inference.generation import Generation, SamplingSettings, draw, generate, length_groups
 from trainers.inference.key_values import PreallocatedLayer
 from trainers.models.decoder import build_decoder
 from trainers.models.protocol import TokenizerFacts
@@ -171,6 +171,36 @@ def test_a_prompt_of_several_responses_is_read_once() -> None:
     for place, row in enumerate(rows):
         alone = sample(model, [PROMPTS[row]], uniforms[place : place + 1], stop_ids=())
         assert alone.tokens_BR[0].tolist() == together.tokens_BR[place].tolist()
+
+
+@pytest.mark.parametrize("kind", list(SMALL))
+def test_prompts_read_by_length_draw_what_they_draw_read_together(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(kind)
+    lengths = [40, 3, 17, 33, 20, 1, 40, 8]
+    prompts = [[2 + (row + position) % 48 for position in range(length)] for row, length in enumerate(lengths)]
+    uniforms = np.random.default_rng(8).random((len(prompts), 12))
+    together = sample(model, prompts, uniforms)
+    monkeypatch.setattr(generation, "GROUP_TOKENS", 1)
+    read: list[tuple[int, ...]] = []
+    model.base_model.register_forward_pre_hook(
+        lambda _module, _arguments, named: read.append(tuple(named["input_ids"].shape)), with_kwargs=True
+    )
+    apart = sample(model, prompts, uniforms)
+    assert read[:3] == [(3, 8), (2, 24), (3, 40)]
+    assert torch.equal(apart.tokens_BR, together.tokens_BR)
+    torch.testing.assert_close(apart.logprobs_BR, together.logprobs_BR, rtol=1e-4, atol=1e-5)
+
+
+def test_groups_of_similar_lengths_hold_every_prompt_and_enough_tokens() -> None:
+    lengths = torch.from_numpy(np.random.default_rng(2).integers(1, 301, 200))
+    lengths[7] = 300
+    mask = torch.arange(300)[None, :] >= 300 - lengths[:, None]
+    groups = length_groups(mask)
+    assert torch.cat([members for members, _ in groups]).sort().values.tolist() == list(range(200))
+    assert all(int(lengths[members].max()) <= longest for members, longest in groups)
+    assert all(len(members) * longest >= generation.GROUP_TOKENS for members, longest in groups[:-1])
+    assert sum(len(members) * longest for members, longest in groups) < 0.6 * mask.numel()
+    assert len(length_groups(mask[:3, -4:])) == 1
 
 
 def test_mask_ends_with_the_stop_token_and_padding_follows() -> None:

@@ -4,22 +4,24 @@ Shapes: B a micro-batch's samples, N samples of all ranks, A actions.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic
 
 import torch
 import torch.distributed
 from torch import Tensor
 
-from recipes.stages.updates import Updates
+from recipes.stages.updates import AdaptiveKl, Updates
 from rlhf.algorithm import Algorithm
 from rlhf.algorithms.advantages import Credit, Rewarded
 from rlhf.algorithms.aggregation import Weights
 from rlhf.invariants import require_reference, require_version
 from rlhf.monitors import Report, kept_iterations
-from rlhf.policy import Learner, ModelOutputs, Policy, Rollouts, S, ScoredRollouts, TextShare, rounding_scales
+from rlhf.policy import Learner, ModelOutputs, Policy, Rollouts, S, ScoredRollouts, TextShare, Wanted, rounding_scales
 from trainers.runtime.distributed import sum_tensor, world_size
 from trainers.runtime.observer import agreed, raise_if_stopping, watching
+
+ALL = Wanted()
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class RlBatch(Generic[S]):
     action_mask_BA: Tensor
     weights_BA: Tensor
     """What each action counts in the step's mean, 1 on average; 0 where the policy did not act or a filter acts."""
-    old_logprobs_BA: Tensor
+    old_logprobs_BA: Tensor | None
+    """None: the policy was not asked before; what it says now is what it said when it sampled."""
     reference_logprobs_BA: Tensor | None
     """None: the reference was not asked."""
     old_values_BA: Tensor | None
@@ -56,6 +59,8 @@ class RlBatch(Generic[S]):
     """True where the policy is still exactly the one that sampled, so that every ratio is 1."""
     text: TextShare | None = None
     """Text whose loss is mixed in; a step's first micro-batch of every rank brings it."""
+    sampled_logprobs_BA: Tensor | None = None
+    """As the sampler saw them."""
 
     @property
     def sample_ids_B(self) -> Tensor:
@@ -80,6 +85,7 @@ class Experience(Generic[S]):
     scored: ScoredRollouts
     credit: Credit
     weights: Weights
+    sampled_logprobs_NA: Tensor | None = None
 
     def batch(
         self,
@@ -96,6 +102,9 @@ class Experience(Generic[S]):
         mask_BA = samples.action_mask_BA
         index, width = torch.as_tensor(rows, device=mask_BA.device), mask_BA.shape[1]
         scored, credit = self.scored, self.credit
+        old_NA = scored.logprobs_NA
+        if old_NA is None and not is_untouched:
+            old_NA = scored.later_logprobs_NA
 
         def narrowed(table_NA: Tensor | None) -> Tensor | None:
             return None if table_NA is None else table_NA[index, :width]
@@ -104,7 +113,7 @@ class Experience(Generic[S]):
             samples=samples,
             action_mask_BA=mask_BA,
             weights_BA=self.weights.actions_NA[index, :width] * weight_scale,
-            old_logprobs_BA=scored.logprobs_NA[index, :width],
+            old_logprobs_BA=narrowed(old_NA),
             reference_logprobs_BA=narrowed(scored.reference_logprobs_NA),
             old_values_BA=narrowed(scored.values_NA),
             advantages_BA=credit.advantages_NA[index, :width],
@@ -113,6 +122,7 @@ class Experience(Generic[S]):
             actor_learns=actor_learns,
             is_untouched=is_untouched,
             text=text,
+            sampled_logprobs_BA=narrowed(self.sampled_logprobs_NA),
         )
 
 
@@ -148,9 +158,8 @@ class ExperienceMaker(Generic[S]):
         require_version(own.version, version)
         rollouts = policy.gathered(own)
         samples = rollouts.samples
-        with_reference = self._asks_reference(iteration)
-        scored = ScoredRollouts.of(self.judged(samples, first_epoch, place, with_reference))
-        mask_NA = samples.action_mask_BA
+        wanted, mask_NA = self._wanted(iteration), samples.action_mask_BA
+        scored = ScoredRollouts.of(self.judged(samples, first_epoch, place, wanted), mask_NA, wanted)
         if iteration == 0:
             self._require_reference(scored, mask_NA)
         policy.show(iteration, rollouts, scored)
@@ -165,7 +174,7 @@ class ExperienceMaker(Generic[S]):
         for name, filtering in self.algorithm.filters.items():
             left_out_N = filtering(rewarded)
             weights, filtered[f"filtered/{name}"] = weights.without(left_out_N), float(left_out_N.double().mean())
-        experience = Experience(samples, scored, credit, weights)
+        experience = Experience(samples, scored, credit, weights, policy.sampled_logprobs(rollouts))
         return Estimate(experience, policy.report(rollouts, scored, scores_N), filtered)
 
     def micro_batches(self, experience: Experience[S], rows: Sequence[int], update: Update) -> list[RlBatch[S]]:
@@ -188,27 +197,42 @@ class ExperienceMaker(Generic[S]):
 
     @torch.no_grad()
     def judged(
-        self, samples: S, first_epoch: Sequence[Sequence[int]], place: Mapping[str, float], with_reference: bool = True
+        self, samples: S, first_epoch: Sequence[Sequence[int]], place: Mapping[str, float], wanted: Wanted = ALL
     ) -> ModelOutputs:
-        """What the models say of all samples, each judged by the rank that first learns from it; collective."""
+        """What the models say of all samples, each judged by the rank that first learns from it; collective.
+
+        A policy that is not wanted is asked all the same about mini-batches after the first: their update finds
+        another.
+        """
         policy, learner = self.policy, self.learner
         count, width = samples.action_mask_BA.shape
         tables: dict[str, Tensor] = {}
-        shares = [share for mini_batch in first_epoch for share in policy.shares(samples, mini_batch)]
-        for number, rows in enumerate(shares):
+        shares = [
+            (share, wanted if index == 0 else replace(wanted, policy=True, entropy=wanted.policy))
+            for index, mini_batch in enumerate(first_epoch)
+            for share in policy.shares(samples, mini_batch)
+        ]
+        for number, (rows, of_rows) in enumerate(shares):
             learner.observer.phase("judge", rows=number * count // len(shares), rows_planned=count, **place)
             raise_if_stopping(learner.observer)
-            for name, found in policy.judge(learner.engine.module, samples.rows(rows), with_reference).items():
+            for name, found in policy.judge(learner.engine.module, samples.rows(rows), of_rows).items():
                 shape = (count,) if found.dim() == 1 else (count, width)
                 table = tables.setdefault(name, torch.zeros(shape, dtype=found.dtype, device=found.device))
                 table[(rows, slice(found.shape[1])) if found.dim() == 2 else rows] = found
         return ModelOutputs(**{name: sum_tensor(table) for name, table in tables.items()})
 
-    def _asks_reference(self, iteration: int) -> bool:
-        """In every iteration where KL has a weight or a limit; else for the report alone, in a few."""
+    def _wanted(self, iteration: int) -> Wanted:
+        """For the report alone both in a few iterations; in all others what credit, penalty and limit need.
+
+        A policy whose samples are learnt from once need not say before its first step what that step's forward says.
+        """
         settings = self.settings
-        has_weight = settings.kl_coef > 0 or settings.kl_limit is not None
-        return has_weight or iteration in kept_iterations(settings.iterations)
+        if iteration in kept_iterations(settings.iterations):
+            return Wanted()
+        has_limit, has_weight = settings.kl_limit is not None, settings.kl_coef > 0
+        is_steered = has_weight and (settings.kl_in == "reward" or isinstance(settings.kl_controller, AdaptiveKl))
+        policy = has_limit or is_steered or settings.epochs > 1 or self.policy.is_always_asked
+        return Wanted(policy, reference=has_limit or has_weight)
 
     def _drawn(self, iteration: int, place: Mapping[str, float]) -> Rollouts[S]:
         """This rank's samples; raises Interrupted where it is asked to stop."""
@@ -220,6 +244,7 @@ class ExperienceMaker(Generic[S]):
         """Stop the stage if actor and reference differ before anything was learnt."""
         roundoff, reference_NA = self.learner.roundoff, scored.reference_logprobs_NA
         assert reference_NA is not None
+        assert scored.logprobs_NA is not None
         scales_NA = rounding_scales(reference_NA, scored.distances_NA, roundoff)
         require_reference(scored.logprobs_NA[mask_NA], reference_NA[mask_NA], scales_NA[mask_NA], roundoff)
 

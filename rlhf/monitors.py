@@ -54,7 +54,8 @@ class RolloutReport:
     kl: float | None
     """None, as `kl_k3`: the reference was not asked."""
     kl_k3: float | None
-    entropy: float
+    entropy: float | None
+    """None, as the sampler's gaps: the policy was not asked before the update, whose first step tells them."""
     length_mean: float
     eos_rate: float
     distinct_2: float
@@ -63,9 +64,9 @@ class RolloutReport:
     """Of score and length: near 1 the reward model pays for length alone."""
     shaped_score_mean: float
     """Of the scores normalised, clipped and less the penalty for a missing end token."""
-    sampler_gap: float
+    sampler_gap: float | None
     """Mean absolute log-ratio of the training forward to the sampler at the drawn tokens: the two round differently."""
-    sampler_gap_max: float
+    sampler_gap_max: float | None
     rewards: Mapping[str, float] = field(default_factory=dict)
     """Mean of what each term of the reward gave, by its name."""
     turns_mean: float | None = None
@@ -98,9 +99,9 @@ def report_rollouts(
     responses: Sequence[Sequence[int]],
     response_mask_NR: Tensor,
     ended_N: Tensor,
-    logprobs_NR: Tensor,
+    logprobs_NR: Tensor | None,
     reference_logprobs_NR: Tensor | None,
-    entropy_NR: Tensor,
+    entropy_NR: Tensor | None,
     *,
     by_term: Mapping[str, Tensor],
     shaped_scores_N: Tensor,
@@ -111,16 +112,17 @@ def report_rollouts(
     """Numbers of one iteration from every rank's rollouts; `scores_N` as the reward's terms gave them."""
     mask, importance = response_mask_NR, {}
     if max_importance is not None:
+        assert logprobs_NR is not None
         factors = sampler_importance(logprobs_NR, sampler_logprobs_NR, max_importance)[mask].double()
         truncated = float((factors >= max_importance).double().mean())
         importance = {"importance_mean": float(factors.mean()), "importance_truncated": truncated}
 
     def per_response(estimator: Callable[[Tensor, Tensor], Tensor]) -> float | None:
-        if reference_logprobs_NR is None:
+        if logprobs_NR is None or reference_logprobs_NR is None:
             return None
         return float(estimator(logprobs_NR, reference_logprobs_NR)[mask].double().sum() / len(scores_N))
 
-    gaps = (logprobs_NR - sampler_logprobs_NR)[mask].abs().double()
+    gaps = None if logprobs_NR is None else (logprobs_NR - sampler_logprobs_NR)[mask].abs().double()
     lengths = mask.sum(dim=1)
     scores = scores_N.double()
     return RolloutReport(
@@ -128,15 +130,15 @@ def report_rollouts(
         score_std=float(scores.std(correction=0)),
         kl=per_response(k1),
         kl_k3=per_response(k3),
-        entropy=float(entropy_NR[mask].double().mean()),
+        entropy=None if entropy_NR is None else float(entropy_NR[mask].double().mean()),
         length_mean=float(lengths.double().mean()),
         eos_rate=float(ended_N.double().mean()),
         distinct_2=distinct_n(responses, 2),
         repetition=repeated_share(responses),
         length_correlation=correlation(scores.tolist(), lengths.double().tolist()),
         shaped_score_mean=float(shaped_scores_N.double().mean()),
-        sampler_gap=float(gaps.mean()),
-        sampler_gap_max=float(gaps.max()),
+        sampler_gap=None if gaps is None else float(gaps.mean()),
+        sampler_gap_max=None if gaps is None else float(gaps.max()),
         rewards={name: float(values_N.double().mean()) for name, values_N in by_term.items()},
         turns_mean=None if turns is None else sum(turns) / len(turns),
         importance=importance,

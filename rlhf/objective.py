@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rlhf.algorithm import Algorithm
+from rlhf.algorithms.kl import k1
 from rlhf.algorithms.losses import policy_loss
 from rlhf.experience import RlBatch
 from rlhf.invariants import require_ratio_one
@@ -36,12 +37,17 @@ class RlObjective:
         outputs = ModelOutputs(**self._policy.learn(module, batch))
         logprobs_BA = outputs.logprobs_BA
         assert logprobs_BA is not None
-        ratios_BA = algorithm.log_ratios(logprobs_BA, batch.old_logprobs_BA, mask_BA)
+        old_BA = logprobs_BA.detach() if batch.old_logprobs_BA is None else batch.old_logprobs_BA
+        ratios_BA = algorithm.log_ratios(logprobs_BA, old_BA, mask_BA)
         surrogate = algorithm.surrogate(ratios_BA, batch.advantages_BA)
         policy = policy_loss(surrogate, ratios_BA, mask_BA, batch.weights_BA)
         if batch.is_untouched:
-            self._require_ratio_one(logprobs_BA, batch, outputs.distances_BA)
-        actor, metrics = self._further_terms(policy.loss, logprobs_BA, outputs, batch)
+            self._require_ratio_one(logprobs_BA, old_BA, mask_BA, outputs.distances_BA)
+        actor, metrics = self._further_terms(policy.loss, logprobs_BA, old_BA, outputs, batch)
+        largest = {"log_ratio_max": policy.max_log_ratio}
+        if batch.old_logprobs_BA is None:
+            measured, gaps = first_measures(old_BA, outputs.entropy_BA, batch)
+            metrics, largest = metrics | measured, largest | gaps
         loss = actor * float(batch.actor_learns)
         if batch.returns_BA is not None:
             assert algorithm.value_loss is not None
@@ -62,28 +68,46 @@ class RlObjective:
             "clip_fraction": (policy.clipped, actions),
             "old_kl": (policy.old_kl, actions),
         }
-        return ObjectiveOutput(loss.float(), metrics, {"log_ratio_max": policy.max_log_ratio})
+        return ObjectiveOutput(loss.float(), metrics, largest)
 
     def _further_terms(
-        self, actor: Tensor, logprobs_BA: Tensor, outputs: ModelOutputs, batch: RlBatch[Any]
+        self, actor: Tensor, logprobs_BA: Tensor, old_BA: Tensor, outputs: ModelOutputs, batch: RlBatch[Any]
     ) -> tuple[Tensor, Sums]:
         """The actor's loss with entropy bonus, penalty and text, and the metrics of these."""
         metrics: Sums = {}
-        if outputs.entropy_BA is not None:
+        if self._algorithm.entropy_coef > 0:
+            assert outputs.entropy_BA is not None
             actor = actor - self._algorithm.entropy_coef * (outputs.entropy_BA * batch.weights_BA).sum()
         if batch.kl_coef > 0:
             penalty_BA = outputs.kl_BA
             if penalty_BA is None:
                 assert batch.reference_logprobs_BA is not None
-                penalty_BA = self._algorithm.kl_penalty(logprobs_BA, batch.old_logprobs_BA, batch.reference_logprobs_BA)
+                penalty_BA = self._algorithm.kl_penalty(logprobs_BA, old_BA, batch.reference_logprobs_BA)
             actor = actor + batch.kl_coef * (penalty_BA * batch.weights_BA).sum()
         if batch.text is not None and outputs.text_loss is not None:
             actor = actor + batch.text.scale * outputs.text_loss
             metrics["text_loss"] = (outputs.text_loss.detach(), LanguageModelObjective().weight(batch.text.batch))
         return actor, metrics
 
-    def _require_ratio_one(self, logprobs_BA: Tensor, batch: RlBatch[Any], distances_BA: Tensor | None) -> None:
+    def _require_ratio_one(
+        self, logprobs_BA: Tensor, old_BA: Tensor, mask_BA: Tensor, distances_BA: Tensor | None
+    ) -> None:
         """Stop the stage if the policy gives its own samples another probability before the first update on them."""
-        mask_BA, old_BA = batch.action_mask_BA, batch.old_logprobs_BA
         scales_BA = rounding_scales(old_BA, distances_BA, self._roundoff)
         require_ratio_one((logprobs_BA - old_BA)[mask_BA], scales_BA[mask_BA], self._roundoff)
+
+
+def first_measures(
+    logprobs_BA: Tensor, entropy_BA: Tensor | None, batch: RlBatch[Any]
+) -> tuple[Sums, dict[str, Tensor]]:
+    """What a report says of a policy that was asked before the update, by the same names: sums, and the largest."""
+    mask_BA, measured, largest = batch.action_mask_BA, dict[str, Any](), {}
+    if entropy_BA is not None:
+        measured["entropy"] = (entropy_BA.detach().double().sum(), batch.weight)
+    if batch.reference_logprobs_BA is not None:
+        log_ratios_BA = k1(logprobs_BA, batch.reference_logprobs_BA)
+        measured["kl"] = (log_ratios_BA[mask_BA].double().sum(), float(len(mask_BA)))
+    if batch.sampled_logprobs_BA is not None:
+        gaps_N = (logprobs_BA - batch.sampled_logprobs_BA)[mask_BA].abs().double()
+        measured["sampler_gap"], largest["sampler_gap_max"] = (gaps_N.sum(), batch.weight), gaps_N.max()
+    return measured, largest

@@ -84,30 +84,43 @@ class ModelOutputs:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """Who is asked about samples before the update, besides critic and reward model."""
+
+    policy: bool = True
+    reference: bool = True
+    entropy: bool = True
+    """Whether a policy that is asked says how sure it was."""
+
+
+@dataclass(frozen=True)
 class ScoredRollouts:
     """What the models say of an iteration's samples before the update; of all ranks."""
 
-    logprobs_NA: Tensor
-    """Of the policy that sampled, in the first update's micro-batches."""
+    logprobs_NA: Tensor | None
+    """Of the policy that sampled, in the first update's micro-batches; None: it was not asked."""
     reference_logprobs_NA: Tensor | None
     """None: the reference was not asked."""
     kl_NA: Tensor
-    """In nats: exactly where the models give that, else k1 of what was drawn; 0 where the reference was not asked."""
+    """In nats: exactly where the models give that, else k1 of what was drawn; 0 where one of the two was not asked."""
     values_NA: Tensor | None
     entropy_NA: Tensor | None
     distances_NA: Tensor | None
     scores_N: Tensor | None
+    later_logprobs_NA: Tensor | None = None
+    """Where the policy was asked about the first epoch's later mini-batches alone: 0 in the first one."""
 
     @staticmethod
-    def of(outputs: ModelOutputs) -> "ScoredRollouts":
+    def of(outputs: ModelOutputs, mask_NA: Tensor, wanted: Wanted) -> "ScoredRollouts":
         """Take what the models gave."""
-        logprobs, reference = outputs.logprobs_BA, outputs.reference_logprobs_BA
-        assert logprobs is not None
-        kl = outputs.kl_BA
-        if kl is None:
-            kl = torch.zeros_like(logprobs) if reference is None else k1(logprobs, reference)
+        found, reference, kl_NA = outputs.logprobs_BA, outputs.reference_logprobs_BA, outputs.kl_BA
+        logprobs, later = (found, None) if wanted.policy else (None, found)
+        if kl_NA is None and logprobs is not None and reference is not None:
+            kl_NA = k1(logprobs, reference)
+        elif kl_NA is None:
+            kl_NA = torch.zeros(mask_NA.shape, device=mask_NA.device)
         further = (outputs.values_BA, outputs.entropy_BA, outputs.distances_BA, outputs.scores_B)
-        return ScoredRollouts(logprobs, reference, kl, *further)
+        return ScoredRollouts(logprobs, reference, kl_NA, *further, later)
 
 
 def rounding_scales(logprobs: Tensor, distances: Tensor | None, roundoff: float) -> Tensor:
@@ -144,6 +157,10 @@ class Policy(Protocol[S]):
     def num_samples(self) -> int:
         """Samples of an iteration, of all ranks."""
 
+    @property
+    def is_always_asked(self) -> bool:
+        """Whether what it says of its samples is needed before every update, whatever the algorithm needs."""
+
     def drawn(self, iterations: int) -> dict[str, Draw]:
         """Return how much was drawn of each source of a mixture of prompts."""
 
@@ -159,7 +176,7 @@ class Policy(Protocol[S]):
     def shares(self, samples: S, rows: Sequence[int]) -> Sequence[Sequence[int]]:
         """The micro-batches of a mini-batch of these rows on this rank; equally many on every rank."""
 
-    def judge(self, module: nn.Module, samples: S, with_reference: bool) -> Mapping[str, Tensor]:
+    def judge(self, module: nn.Module, samples: S, wanted: Wanted) -> Mapping[str, Tensor]:
         """Fields of `ModelOutputs` before the update; collective under sharded engines."""
 
     def learn(self, module: nn.Module, batch: Any) -> Mapping[str, Tensor]:
@@ -170,6 +187,9 @@ class Policy(Protocol[S]):
 
     def earlier_rewards(self, rollouts: Any) -> Tensor | None:
         """[N, A]: the part of the scores that was given at actions before the last; None: there is none."""
+
+    def sampled_logprobs(self, rollouts: Any) -> Tensor | None:
+        """Log-probabilities [N, A] as the sampler saw them; None: it kept none."""
 
     def report(self, rollouts: Any, scored: ScoredRollouts, scores_N: Tensor) -> Report:
         """The iteration's rollouts in numbers."""

@@ -4,11 +4,13 @@ Shapes: B samples, T tokens, N selected positions, D width, V vocabulary.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+Entropy = Literal["none", "measured", "learnt"]
+"""What is wanted of a distribution's entropy: measured, it has no gradient."""
 _AT_ONCE = 1 << 21
 """Numbers that exist at once beside logits and their gradient."""
 
@@ -25,10 +27,10 @@ def chosen_logprobs(
     states_ND: Tensor,
     tokens_N: Tensor,
     temperature: float,
-    with_entropy: bool,
+    entropy: Entropy,
     num_chunks: int = 1,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probability of each token, in fp32, and the entropy of its distribution.
+    """Log-probability of each token, in fp32, and where it is wanted the entropy of its distribution.
 
     `logits_of` is the language model's head. With gradients off no more than one chunk's logits exist at once. Under
     ZeRO-3 each call of the head is collective: `num_chunks` must be the same on every rank.
@@ -38,14 +40,21 @@ def chosen_logprobs(
         logits_NV = logits_of(states)
         if temperature != 1.0:
             logits_NV = logits_NV.float() / temperature
-        if not with_entropy:
-            logprobs.append(token_logprobs(logits_NV, tokens))
+        if entropy == "learnt":
+            logits_NV, normaliser_N = logits_NV.float(), _normalisers(logits_NV)
+            logprobs.append(logits_NV.gather(-1, tokens[:, None])[:, 0] - normaliser_N)
+            entropies.append(_entropies(logits_NV, normaliser_N))
             continue
-        logits_NV, normaliser_N = logits_NV.float(), _normalisers(logits_NV)
-        logprobs.append(logits_NV.gather(-1, tokens[:, None])[:, 0] - normaliser_N)
-        expected_N = (torch.softmax(logits_NV, dim=-1) * logits_NV).sum(dim=-1)
-        entropies.append(normaliser_N - expected_N)
-    return torch.cat(logprobs), torch.cat(entropies) if with_entropy else None
+        logprobs.append(token_logprobs(logits_NV, tokens))
+        if entropy == "measured":
+            with torch.no_grad():
+                parts = logits_NV.split(_rows_at_once(logits_NV))
+                entropies += [_entropies(part.float(), _normalisers(part)) for part in parts]
+    return torch.cat(logprobs), torch.cat(entropies) if entropies else None
+
+
+def _entropies(logits_NV: Tensor, normalisers_N: Tensor) -> Tensor:
+    return normalisers_N - (torch.softmax(logits_NV, dim=-1) * logits_NV).sum(dim=-1)
 
 
 def token_logprobs(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from rlhf.images.conditions import Asked, ImagePrompts
 from rlhf.images.policy import ImageModels, Trajectories
 from rlhf.images.rewards import ImageScorer
 from rlhf.monitors import ImageRolloutReport, report_images
-from rlhf.policy import Learner, ScoredRollouts
+from rlhf.policy import Learner, ScoredRollouts, Wanted
 from trainers.data.mixture import Draw
 from trainers.inference.rollouts import WeightsVersion
 from trainers.runtime.observer import Watch, partly
@@ -53,6 +53,11 @@ class ImagePolicy:
     score: ImageScorer
     show_samples: "Show | None" = None
     iteration: int = -1
+
+    @property
+    def is_always_asked(self) -> bool:
+        """True: the report's KL is between two whole distributions."""
+        return True
 
     def drawn(self, iterations: int) -> dict[str, Draw]:
         """Images have no mixtures."""
@@ -110,9 +115,9 @@ class ImagePolicy:
         own = rows[ranks.rank :: ranks.world_size]
         return [own[start : start + size] for start in range(0, len(own), size)]
 
-    def judge(self, module: nn.Module, samples: Trajectories, with_reference: bool) -> Mapping[str, Tensor]:
+    def judge(self, module: nn.Module, samples: Trajectories, wanted: Wanted) -> Mapping[str, Tensor]:
         """The opinion of actor and reference on every action."""
-        found: Mapping[str, Tensor] = module(samples, ("actor", "reference") if with_reference else ("actor",))
+        found: Mapping[str, Tensor] = module(samples, ("actor", "reference") if wanted.reference else ("actor",))
         return found
 
     def learn(self, module: nn.Module, batch: RlBatch[Trajectories]) -> Mapping[str, Tensor]:
@@ -128,8 +133,12 @@ class ImagePolicy:
     def earlier_rewards(self, rollouts: ImageRollouts) -> None:
         """None: whole images are rewarded."""
 
+    def sampled_logprobs(self, rollouts: ImageRollouts) -> None:
+        """None: what is drawn from is what learns."""
+
     def report(self, rollouts: ImageRollouts, scored: ScoredRollouts, scores_N: Tensor) -> ImageRolloutReport:
         """The iteration in numbers."""
+        assert scored.logprobs_NA is not None
         return report_images(
             scores_N, rollouts.images_BCHW, scored.logprobs_NA, scored.reference_logprobs_NA, scored.kl_NA
         )

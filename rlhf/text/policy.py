@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rlhf.algorithms.logprobs import action_states, chosen_logprobs, last_real_position
+from rlhf.algorithms.logprobs import Entropy, action_states, chosen_logprobs, last_real_position
 from rlhf.text.responses import Responses
 from rlhf.text.reward_inputs import Reading
 from trainers.data.batches import TokenBatch
@@ -69,7 +69,7 @@ class PolicyModels(nn.Module):
         self,
         responses: Responses,
         roles: tuple[Role, ...],
-        with_entropy: bool,
+        entropy: Entropy,
         max_tokens: int,
         text: TokenBatch | None = None,
     ) -> dict[str, Tensor]:
@@ -83,12 +83,12 @@ class PolicyModels(nn.Module):
             with self.playing(role) as network:
                 match role:
                     case "actor":
-                        logprobs, entropy = self._logprobs(network, responses, with_entropy, max_tokens)
+                        logprobs, entropies = self._logprobs(network, responses, entropy, max_tokens)
                         answers["logprobs_BA"] = logprobs
-                        if entropy is not None:
-                            answers["entropy_BA"] = entropy
+                        if entropies is not None:
+                            answers["entropy_BA"] = entropies
                     case "reference":
-                        logprobs, _ = self._logprobs(network, responses, False, max_tokens)
+                        logprobs, _ = self._logprobs(network, responses, "none", max_tokens)
                         answers["reference_logprobs_BA"] = logprobs
                     case "critic":
                         hidden_BTD = backbone_states(network, responses.input_ids_BT)
@@ -149,7 +149,7 @@ class PolicyModels(nn.Module):
                 yield network
 
     def _logprobs(
-        self, network: nn.Module, responses: Responses, with_entropy: bool, max_tokens: int
+        self, network: nn.Module, responses: Responses, entropy: Entropy, max_tokens: int
     ) -> tuple[Tensor, Tensor | None]:
         states_ND = action_states(backbone_states(network, responses.input_ids_BT), responses.action_mask_BT)
         tokens_N = responses.input_ids_BT[responses.action_mask_BT]
@@ -160,7 +160,7 @@ class PolicyModels(nn.Module):
             states_ND,
             tokens_N,
             self.temperature,
-            with_entropy,
+            entropy,
             num_chunks=1 + largest // LOGITS_PER_CHUNK,
         )
         mask_BA = responses.action_mask_BA
@@ -177,7 +177,7 @@ def response_logprobs(network: nn.Module, responses: Responses, temperature: flo
     states_ND = action_states(backbone_states(network, responses.input_ids_BT), responses.action_mask_BT)
     tokens_N = responses.input_ids_BT[responses.action_mask_BT]
     head = token_head(network, num_tokens)
-    logprobs_N, _ = chosen_logprobs(head, states_ND, tokens_N, temperature, False)
+    logprobs_N, _ = chosen_logprobs(head, states_ND, tokens_N, temperature, "none")
     return spread(logprobs_N, responses.action_mask_BA)
 
 

@@ -121,7 +121,7 @@ def _rewards_again(
         scores_N = torch.zeros(len(samples), device=engine.device)
         dealt = dealt_rows(models.context.seed, kept.iteration, 0, len(samples), spec.algorithm.mini_batches)
         for rows in (share for own in policies for part in dealt for share in own.shares(batch, part)):
-            found = engine.module(batch.rows(rows), ("reward",), False, policies[0].most_actions)
+            found = engine.module(batch.rows(rows), ("reward",), "none", policies[0].most_actions)
             scores_N[torch.as_tensor(rows)] = found["scores_B"]
         scores.append(scores_N)
     judged = replace(reward, weights={name: reward.weights[name] for name in spec.rewards})

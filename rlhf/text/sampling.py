@@ -14,11 +14,12 @@ from recipes.stages.environments import TERM
 from recipes.stages.rollout import Rollout
 from recipes.stages.updates import TokenUpdates
 from rlhf.algorithms.importance import sampler_importance
+from rlhf.algorithms.logprobs import Entropy
 from rlhf.algorithms.scoring import shaped_scores
 from rlhf.experience import RlBatch
 from rlhf.invariants import require_sampler, token_scales
 from rlhf.monitors import RolloutReport, report_rollouts
-from rlhf.policy import Learner, ScoredRollouts, TextShare
+from rlhf.policy import Learner, ScoredRollouts, TextShare, Wanted
 from rlhf.text.episodes import Episodes
 from rlhf.text.policy import Role
 from rlhf.text.responses import Responses, draw_keys, repeated_prompts
@@ -104,6 +105,11 @@ class TextPolicy:
         """Responses of an iteration."""
         return self.rollout.prompts_per_iteration * self.rollout.samples_per_prompt
 
+    @property
+    def is_always_asked(self) -> bool:
+        """Where another program samples, whose probabilities are compared with the learner's and weighted by that."""
+        return self.rollout.engine.max_importance is not None
+
     def drawn(self, iterations: int) -> dict[str, Draw]:
         """Of a mixture of prompts, how much was drawn of each source."""
         return self.sources.prompts.drawn(iterations)
@@ -159,20 +165,27 @@ class TextPolicy:
         lengths, plan = samples.attention_mask_BT.sum(dim=1).tolist(), self.sources.prompts
         return deal_by_length(rows, lengths, plan.rank, plan.workers, self.learner.micro_batch)
 
-    def judge(self, module: nn.Module, samples: Responses, with_reference: bool) -> Mapping[str, Tensor]:
-        """Every role's opinion: actor with entropy, reference, critic and reward model where there are any."""
-        reference: tuple[Role, ...] = ("reference",) if with_reference else ()
+    def judge(self, module: nn.Module, samples: Responses, wanted: Wanted) -> Mapping[str, Tensor]:
+        """The opinion of who is wanted, the actor's with entropy, of critic and reward model where there are any."""
+        actor: tuple[Role, ...] = ("actor",) if wanted.policy else ()
+        reference: tuple[Role, ...] = ("reference",) if wanted.reference else ()
         critic: tuple[Role, ...] = () if self.settings.value_model is None else ("critic",)
         judge: tuple[Role, ...] = ("reward",) if self.reward.judges else ()
-        roles: tuple[Role, ...] = ("actor", *reference, *critic, *judge)
-        found: Mapping[str, Tensor] = module(samples, roles, True, self.most_actions)
+        roles: tuple[Role, ...] = (*actor, *reference, *critic, *judge)
+        if not roles:
+            return {}
+        entropy: Entropy = "measured" if wanted.entropy else "none"
+        found: Mapping[str, Tensor] = module(samples, roles, entropy, self.most_actions)
         return found
 
     def learn(self, module: nn.Module, batch: RlBatch[Responses]) -> Mapping[str, Tensor]:
         """The actor's and the critic's opinion, and the actor's loss on text that is mixed in."""
         roles: tuple[Role, ...] = ("actor",) if batch.returns_BA is None else ("actor", "critic")
-        text, with_entropy = None if batch.text is None else batch.text.batch, self.settings.entropy_coef > 0
-        found: Mapping[str, Tensor] = module(batch.samples, roles, with_entropy, self.most_actions, text)
+        entropy: Entropy = "measured" if batch.old_logprobs_BA is None else "none"
+        if self.settings.entropy_coef > 0:
+            entropy = "learnt"
+        text = None if batch.text is None else batch.text.batch
+        found: Mapping[str, Tensor] = module(batch.samples, roles, entropy, self.most_actions, text)
         return found
 
     def scores(self, rollouts: TextRollouts, scored: ScoredRollouts) -> Tensor:
@@ -187,10 +200,13 @@ class TextPolicy:
         weight, device = self.reward.weights[TERM], self.learner.engine.device
         return weight * earlier_rewards(rollouts.records).to(device)
 
+    def sampled_logprobs(self, rollouts: TextRollouts) -> Tensor:
+        """As the rollout engine saw them."""
+        return sampler_logprobs(rollouts.records, self.learner.engine.device)
+
     def report(self, rollouts: TextRollouts, scored: ScoredRollouts, scores_N: Tensor) -> RolloutReport:
         """The iteration in numbers."""
         responses, by_term = rollouts.samples, self._by_term(rollouts, scored)
-        assert scored.entropy_NA is not None
         return report_rollouts(
             self.reward.raw_score(by_term),
             responses.action_ids,
@@ -201,7 +217,7 @@ class TextPolicy:
             scored.entropy_NA,
             by_term=by_term,
             shaped_scores_N=scores_N,
-            sampler_logprobs_NR=sampler_logprobs(rollouts.records, scores_N.device),
+            sampler_logprobs_NR=self.sampled_logprobs(rollouts),
             turns=None if self.episodes is None else [len(sample.turn_rewards) for sample in rollouts.records],
             max_importance=self.rollout.engine.max_importance,
         )
@@ -214,10 +230,8 @@ class TextPolicy:
         bound = self.rollout.engine.max_importance
         if bound is None:
             return None
-        mask_NA, sampler_NA = (
-            rollouts.samples.action_mask_BA,
-            sampler_logprobs(rollouts.records, scored.logprobs_NA.device),
-        )
+        assert scored.logprobs_NA is not None
+        mask_NA, sampler_NA = rollouts.samples.action_mask_BA, self.sampled_logprobs(rollouts)
         gaps_N, scales_N = (scored.logprobs_NA - sampler_NA)[mask_NA], token_scales(sampler_NA[mask_NA])
         require_sampler(gaps_N, scales_N, self.learner.roundoff, rollouts.version)
         return sampler_importance(scored.logprobs_NA, sampler_NA, bound)

@@ -13,6 +13,7 @@ from rlhf.algorithms.filters import equal_groups, overlong
 from rlhf.algorithms.losses import truncated_importance
 from rlhf.algorithms.ratios import mean_log_ratios, product_log_ratios
 from rlhf.experience import ExperienceMaker
+from rlhf.policy import Wanted
 from tests.tiers import tiered
 
 Build = Callable[..., Any]
@@ -174,24 +175,33 @@ def test_truncated_weights_leave_every_token_its_gradient(ratio: float, weight: 
     assert bool(found.is_clipped_BR) == (ratio > 5)
 
 
-def test_a_reference_without_weight_is_asked_in_few_iterations_and_changes_nothing(
-    tiny_ppo: Build, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("settings", "unasked"),
+    [
+        ({"mini_batches": 1, "kl_coef": 0.0}, {"entropy", "sampler_gap", "kl"}),
+        ({"mini_batches": 2, "kl_coef": 0.0}, {"entropy", "sampler_gap", "kl"}),
+        ({"mini_batches": 2, "kl_coef": 0.1, "name": "rloo"}, {"entropy", "sampler_gap", "kl"}),
+        ({"mini_batches": 1, "kl_coef": 0.1, "entropy_coef": 0.1, "epochs": 2}, set()),
+        ({"mini_batches": 1, "kl_coef": 0.1, "kl_in": "reward"}, set()),
+        ({"mini_batches": 1, "kl_coef": 0.0, "kl_limit": 100.0}, set()),
+    ],
+)
+def test_models_without_a_say_before_the_update_are_asked_in_few_iterations_and_that_changes_nothing(
+    tiny_ppo: Build, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], unasked: set[str]
 ) -> None:
-    settings: dict[str, Any] = {
-        "name": "grpo",
-        "samples": 4,
-        "prompts": 2,
-        "iterations": 8,
-        "mini_batches": 1,
-        "kl_coef": 0.0,
-    }
+    settings = {"name": "grpo", "samples": 4, "prompts": 2, "iterations": 6, **settings}
     sparing = tiny_ppo(**settings)
     steps = sparing.run()
-    asked = [values["iteration"] for _, values in sparing.listener.heard if "kl" in values]
-    assert asked == [0, 2, 4, 6, 8]
-    monkeypatch.setattr(ExperienceMaker, "_asks_reference", lambda self, iteration: True)
+    for name in ("entropy", "sampler_gap", "kl"):
+        asked = [values["iteration"] for _, values in sparing.listener.heard if name in values]
+        assert asked == ([0, 2, 3, 4, 6] if name in unasked else list(range(7))), name
+    monkeypatch.setattr(ExperienceMaker, "_wanted", lambda self, iteration: Wanted())
     asking = tiny_ppo(**settings)
-    assert asking.run() == steps
-    assert sum("kl" in values for _, values in asking.listener.heard) == 9
+    for number, (found, wanted) in enumerate(zip(steps, asking.run(), strict=True)):
+        assert {name: found[name] for name in wanted} == wanted
+        heard = asking.listener.heard[number // (len(steps) // 6)][1]
+        for name in found.keys() - wanted.keys() if settings["mini_batches"] == 1 else ():  # sums, and means
+            count = 8 * (1 if name == "kl" else heard["length_mean"])
+            assert found[name] == pytest.approx(heard[name] * count, rel=1e-6, abs=1e-9)
     for name, tensor in asking.parameters().items():
         assert torch.equal(tensor, sparing.parameters()[name]), name

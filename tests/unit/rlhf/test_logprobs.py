@@ -17,13 +17,13 @@ def test_equals_log_softmax_at_the_sampling_temperature_in_any_number_of_chunks(
     tokens = torch.tensor([0, 10, 3, 3, 1, 9, 5])
     wanted = torch.log_softmax(states @ head.T / 0.7, dim=-1)
     for chunks in (1, 2, 7, 9):
-        logprobs, entropy = chosen_logprobs(lambda x: x @ head.T, states, tokens, 0.7, True, num_chunks=chunks)
+        logprobs, entropy = chosen_logprobs(lambda x: x @ head.T, states, tokens, 0.7, "measured", num_chunks=chunks)
         torch.testing.assert_close(logprobs, wanted.gather(-1, tokens[:, None])[:, 0])
         torch.testing.assert_close(entropy, -(wanted.exp() * wanted).sum(-1))
 
 
 def test_entropy_is_left_out_when_not_asked_for() -> None:
-    _, entropy = chosen_logprobs(lambda x: x, torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), 1.0, False)
+    _, entropy = chosen_logprobs(lambda x: x, torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), 1.0, "none")
     assert entropy is None
 
 
@@ -95,9 +95,9 @@ def test_no_copy_of_the_logits_is_kept_for_the_update_and_an_entropy_changes_no_
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        learnt, _ = chosen_logprobs(lambda x: x @ head.T, states, tokens, 1.0, False)
+        learnt, _ = chosen_logprobs(lambda x: x @ head.T, states, tokens, 1.0, "none")
     assert kept.count((7, 50)) == 1
-    judged, _ = chosen_logprobs(lambda x: x @ head.T, states, tokens, 1.0, True)
+    judged, _ = chosen_logprobs(lambda x: x @ head.T, states, tokens, 1.0, "learnt")
     assert torch.equal(learnt, judged)
     (gradient,), (other,) = (torch.autograd.grad(each.sum(), states) for each in (learnt, judged))
     assert torch.equal(gradient, other)

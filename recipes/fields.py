@@ -26,7 +26,7 @@ Role = Literal["meaning", "placement"]
 class Strict(BaseModel):
     """A closed, immutable part of a recipe: unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True, defer_build=True)
 
     def changed(self, **values: Any) -> Self:
         """A copy with other values, which are not validated."""

@@ -287,12 +287,15 @@ def _validate(document: Document, path: FilePath) -> tuple[LoadedRecipe | None, 
     return LoadedRecipe(partial, path, document.marks, raw, unsound=unsound), problems
 
 
-_STAGE: TypeAdapter[Stage] = TypeAdapter(Stage)
+@cache
+def _any_stage() -> TypeAdapter[Stage]:
+    """Validates a stage by itself; only a recipe with mistakes needs it."""
+    return TypeAdapter(Stage)
 
 
 def _sound_stage(value: Any) -> Stage | None:
     try:
-        return _STAGE.validate_json(json.dumps(value), strict=True, by_alias=True, by_name=False)
+        return _any_stage().validate_json(json.dumps(value), strict=True, by_alias=True, by_name=False)
     except ValidationError:
         return None
 

@@ -42,6 +42,8 @@ LLAMA_70B = {
     **LLAMA_7B, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
     "num_key_value_heads": 8,
 }  # fmt: skip
+MODULES = 850
+"""That a plan may load; each is found, read and run before anything is answered."""
 
 
 @pytest.fixture
@@ -156,3 +158,4 @@ def test_a_plan_of_70b_loads_no_torch(plan: Any, tmp_path: Path) -> None:
     assert done.returncode == 3, done.stderr
     assert "recipes.recipe" in loaded
     assert not {"torch", "transformers", "ray"} & loaded
+    assert len(loaded) < MODULES

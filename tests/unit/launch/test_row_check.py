@@ -17,6 +17,8 @@ from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
 
 ROOT = Path(__file__).parents[3]
+MODULES = 800
+"""That `check` may load; each is found, read and run before anything is answered."""
 CHATML = (
     "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
     "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
@@ -145,14 +147,14 @@ def test_a_model_of_the_store_is_read_where_the_store_is_named(check: Check, tmp
 
 def test_the_command_loads_nothing_heavy() -> None:
     program = (
-        "import sys, time, json, launch.checks.preflight as p; found = p.check('recipes/quickstart.yaml');"
-        "print(json.dumps([sorted(sys.modules), time.process_time(), [row.stage for row in found.rows]]))"
+        "import sys, json, launch.checks.preflight as p; found = p.check('recipes/quickstart.yaml');"
+        "print(json.dumps([sorted(sys.modules), [row.stage for row in found.rows]]))"
     )
     output = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    modules, cpu_seconds, stages = json.loads(output.stdout)
-    assert not {"torch", "ray", "deepspeed", "transformers", "datasets", "pyarrow"} & set(modules)
+    modules, stages = json.loads(output.stdout)
+    assert not {"torch", "ray", "deepspeed", "transformers", "datasets", "pyarrow", "pandas", "sklearn"} & set(modules)
+    assert len(modules) < MODULES
     assert set(stages) == {"base", "sft", "reward", "second_reward", "policy", "eval"}
-    assert cpu_seconds < 1.9
 
 
 def test_a_published_form_and_columns_that_are_not_read_are_named(check: Check) -> None:

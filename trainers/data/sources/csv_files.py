@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -93,6 +94,13 @@ def _dialect(source: Csv | None, path: Path) -> dict[str, Any]:
 
 def _has_plain_quotes(path: Path) -> bool:
     """Tell whether the first rows of a tab-separated file are even only where quotes are characters like others."""
+    about = path.stat()
+    return _reads_as_plain(path, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _reads_as_plain(path: Path, size: int, changed_ns: int) -> bool:
+    """The answer for a state of a file; `check` alone opens a file more than once."""
     return not _is_even(path, csv.QUOTE_MINIMAL) and _is_even(path, csv.QUOTE_NONE)
 
 
@@ -101,6 +109,8 @@ def _is_even(path: Path, quoting: Literal[0, 3]) -> bool:
     with open_text(path) as file:
         reader = csv.reader(file, delimiter="\t", quoting=quoting, strict=True)
         try:
-            return len({len(cells) for cells in islice(reader, TRIED_ROWS) if cells}) <= 1
+            widths = filter(None, map(len, islice(reader, TRIED_ROWS)))
+            first = next(widths, 0)
+            return all(width == first for width in widths)
         except csv.Error:
             return False

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import posixpath
 import unicodedata
 from collections.abc import Iterator
@@ -41,14 +42,14 @@ class ImageFolderReader:
 
     def digest(self) -> str:
         """Hash names and bytes of the images, and of the files with their captions."""
-        files = self.files()
-        names = [path.relative_to(files.folder).as_posix() for path in files.paths]
-        return hashlib.sha256(json.dumps([names, files_digest(files.paths)]).encode()).hexdigest()
+        paths = self.files().paths
+        names = [path.relative_to(self._folder).as_posix() for path in paths]
+        return hashlib.sha256(json.dumps([names, files_digest(paths)]).encode()).hexdigest()
 
     def files(self) -> FolderFiles:
         """Return the images, then the files with their captions."""
-        images = self._images()
-        return FolderFiles(self._folder, [*images, *self._caption_files(images)])
+        names = self._names()
+        return FolderFiles(self._folder, [*(self._folder / name for name in names), *self._caption_files(names)])
 
     @cached_property
     def _folder(self) -> Path:
@@ -56,27 +57,23 @@ class ImageFolderReader:
         path = self.base_dir / self.source.path
         return unpack(path) if is_archive(path) else path
 
-    def _images(self) -> list[Path]:
+    def _names(self) -> list[str]:
+        """Return the images' names below the folder, in the order of their paths."""
         folder = self._folder
         if not folder.is_dir():
             message = f"{self.source.path} is a file, not a folder" if folder.exists() else "there is no such folder"
             raise SourceError(Code.MISSING_FOLDER, message, f"looked for {folder}", "path")
-        images = sorted(path for path in folder.rglob("*") if self._is_image(path))
-        if not images:
+        names = ["/".join(parts) for parts in sorted(_image_parts(folder))]
+        if not names:
             raise SourceError(
                 Code.MISSING_IMAGES,
                 "the folder holds no images",
                 f"files that end in {' '.join(IMAGE_SUFFIXES)}",
                 "path",
             )
-        return images
+        return names
 
-    def _is_image(self, path: Path) -> bool:
-        """Tell whether a path is an image's, and nothing that a system or a tool left there."""
-        is_image = path.suffix.lower() in IMAGE_SUFFIXES
-        return is_image and path.is_file() and not any(map(is_hidden, path.relative_to(self._folder).parts))
-
-    def _caption_files(self, images: list[Path]) -> list[Path]:
+    def _caption_files(self, names: list[str]) -> list[Path]:
         match self.source.captions:
             case "none":
                 return []
@@ -87,45 +84,45 @@ class ImageFolderReader:
                     raise SourceError(Code.MISSING_CAPTIONS, message, "rows with file_name and a caption", "captions")
                 return found[:1]
             case "beside":
-                texts = [path.with_suffix(".txt") for path in images]
-                bare = next((image for image, text in zip(images, texts, strict=True) if not text.is_file()), None)
+                texts = [(self._folder / name).with_suffix(".txt") for name in names]
+                bare = next((name for name, text in zip(names, texts, strict=True) if not text.is_file()), None)
                 if bare is not None:
-                    message = f"{bare} has no text file beside it"
+                    message = f"{self._folder / bare} has no text file beside it"
                     raise SourceError(
-                        Code.MISSING_CAPTIONS, message, f"write {bare.with_suffix('.txt').name}", "captions"
+                        Code.MISSING_CAPTIONS, message, f"write {Path(bare).with_suffix('.txt').name}", "captions"
                     )
                 return texts
 
     def _read(self, limit: int | None) -> Iterator[RawRow]:
-        images = self._images()
-        self._demand_classes(images)
-        captions = self._captions(images, limit)
-        for path in images:
-            name = path.relative_to(self._folder)
+        names = self._names()
+        self._demand_classes(names)
+        captions = self._captions(names, limit)
+        for name in names:
+            path = self._folder / name
             columns: dict[str, Any] = {}
             if self.source.labels == "folder":
-                if len(name.parts) < 2:
+                label, slash, _ = name.partition("/")
+                if not slash:
                     message = f"{path} lies in no folder that could be its label"
                     raise SourceError(Code.MISSING_LABELS, message, "move it into one, or set labels: none")
-                columns["label"] = name.parts[0]
-            columns |= captions.get(_known_as(name.as_posix()), {})
+                columns["label"] = label
+            columns |= captions.get(_known_as(name), {})
             with naming_file(path):
                 columns["image"] = path.read_bytes()
-            yield RawRow(name.as_posix(), str(path), columns, self._folder)
+            yield RawRow(name, str(path), columns, self._folder)
 
-    def _demand_classes(self, images: list[Path]) -> None:
+    def _demand_classes(self, names: list[str]) -> None:
         """Raise SourceError where the folders are splits of a data set, not classes."""
-        folders = {path.relative_to(self._folder).parts[0] for path in images}
+        folders = {name.partition("/")[0] for name in names}
         if self.source.labels == "folder" and folders <= SPLITS:
             named = " and ".join(sorted(folders))
             message = f"{named} below {self.source.path} are splits of a data set, not classes"
             advice = f"path: {self.source.path}/{max(folders, key='train'.__eq__)}"
             raise SourceError(Code.MISSING_LABELS, message, advice, "path")
 
-    def _captions(self, images: list[Path], limit: int | None) -> dict[str, dict[str, Any]]:
+    def _captions(self, names: list[str], limit: int | None) -> dict[str, dict[str, Any]]:
         """Read captions, and what else the metadata says, by the images' names; every image has one, or none has."""
-        files = self._caption_files(images)
-        names = [path.relative_to(self._folder).as_posix() for path in images]
+        files = self._caption_files(names)
         if self.source.captions == "beside":
             pairs = islice(zip(names, files, strict=True), limit)
             return {_known_as(name): {"caption": _read_text(file)} for name, file in pairs}
@@ -151,6 +148,22 @@ class ImageFolderReader:
                 found[name] = {f"{METADATA}.{key}": value for key, value in others.items()}
                 found[name]["caption"] = row.columns[self.source.caption]
         return found
+
+
+def _image_parts(folder: Path, below: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the parts of the names of the images in a folder, without what a system or a tool left there.
+
+    Folders that are links are not followed.
+    """
+    with naming_file(folder), os.scandir(folder) as entries:
+        for entry in entries:
+            parts = (*below, entry.name)
+            if is_hidden(entry.name):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from _image_parts(folder / entry.name, parts)
+            elif entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file():
+                yield parts
 
 
 def _known_as(name: str) -> str:

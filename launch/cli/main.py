@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from launch.cli.compare_command import compare
 from launch.cli.convert_command import convert
 from launch.cli.data_commands import data
 from launch.cli.label_command import label
@@ -343,6 +344,7 @@ def schema(
 
 
 app.command()(convert)
+app.command()(compare)
 app.command()(label)
 app.command()(rollouts)
 app.command()(data)

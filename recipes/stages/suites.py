@@ -23,6 +23,8 @@ WINS = ("win_rate_{}", "win_rate_{}_low", "win_rate_{}_high")
 """By a term of the reward, over the first model."""
 BEATS_TRUTH = "beats_truth_{}"
 """By a term of the reward: the share of prompts at which an answer has more than the true one, ties counted half."""
+FIGURES_FILE = "benchmarks.json"
+"""Of an evaluation's artifact: the figures of each benchmark, and those of which more is better."""
 INTERVAL, NUM_CASES = ("_low", "_high"), "n"
 """Of a benchmark's figures: the ends of the 95 % interval, and how many rows it is of."""
 GAIN = ("_gain", "_gain_low", "_gain_high", "_gain_p")

@@ -3,6 +3,8 @@
 What an attempt has answered stays with the run, so that a resumed one does not ask it again.
 """
 
+import hashlib
+import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,8 +38,17 @@ class Asked:
     """Of its first row: file and number."""
     case: Case
     """With the examples before it."""
+    bare: Case
+    """Without."""
     record: Mapping[str, Any]
     """Its columns for the scorers."""
+
+    def line(self, surroundings: str) -> dict[str, Any]:
+        """What a row in the artifact says of the case; `asked` is equal where a model reads the same."""
+        read = json.dumps([self.case.to_json(), surroundings], ensure_ascii=False, sort_keys=True)
+        asked = hashlib.sha256(read.encode()).hexdigest()[:16]
+        question, answer = self.bare.best
+        return {"asked": asked, "question": question, "answer": answer.strip(), "group": self.bare.group}
 
 
 @dataclass(frozen=True)
@@ -114,8 +125,8 @@ def measure_benchmark(
             for found in answers:
                 journal.add(found)
                 done += len(found)
-                told = {"rows": min(done * context.ranks.world_size, len(asked)), "rows_planned": len(asked)}
-                context.observer.phase(name, **told, **place)
+                progress = {"rows": min(done * context.ranks.world_size, len(asked)), "rows_planned": len(asked)}
+                context.observer.phase(name, **progress, **place)
         journal.flush()
         mine = [vars(journal.known[one.number]) for one in own]
         merged = {line["number"]: line for part in distributed.gather_json(mine) for line in part}
@@ -126,7 +137,8 @@ def measure_benchmark(
         else:
             found |= gains(benchmark, start, merged)
         metrics |= {f"{label}.{name}.{figure}": value for figure, value in found.items()}
-        lines += [{"model": label, "group": one.case.group, **row} for one, row in zip(asked, rows, strict=True)]
+        told = [one.line(benchmark.surroundings) for one in asked]
+        lines += [{"model": label, **one, **row} for one, row in zip(told, rows, strict=True)]
         samples += _samples(label, asked, rows, spec.num_samples, with_truth=index == 0)
     return Measured(metrics, samples, {name: lines})
 
@@ -149,7 +161,7 @@ def open_cases(spec: Evaluate, context: StageContext, name: str, tokenization: T
         case, row = Case.from_json(record["case"]), record["id"]
         there = [one for place, one in pool.get(case.group, everyone) if others is not None or place != number]
         before = examples(there, shots, f"{context.seed} {number}", f"benchmarks.{name}: {row}")
-        asked.append(Asked(number, row, case.asked(f"{benchmark.beginning}{before}"), record))
+        asked.append(Asked(number, row, case.asked(f"{benchmark.beginning}{before}"), case, record))
     fitting = [one for one in asked if _tokens(one.case, tokenization) + benchmark.writes <= benchmark.max_tokens]
     if len(fitting) < len(asked):
         left_out = f"{len(asked) - len(fitting)} of {len(asked)} cases are left out"

@@ -7,6 +7,7 @@ from typing import Any
 
 from recipes.errors import RequestError
 from recipes.stages.evaluate import Bound, Evaluate
+from recipes.stages.suites import FIGURES_FILE
 from trainers.evaluation.suite import Parts, Suite
 from trainers.models.load import model_family
 from trainers.runtime.precision import use_fast_matmul
@@ -59,7 +60,9 @@ def _write_candidate(
         writer.append(line)
     writer.flush()
     with candidate_folder() as folder:
-        for name, content in (("report.json", finite), ("samples.json", samples)):
+        figures = {name: {"metrics": item.metrics, "judged": item.judged} for name, item in spec.benchmarks.items()}
+        contents = {"report.json": finite, "samples.json": samples, **({FIGURES_FILE: figures} if figures else {})}
+        for name, content in contents.items():
             text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True)
             (folder / name).write_text(f"{text}\n", encoding="utf-8")
         for name, lines in rows.items():

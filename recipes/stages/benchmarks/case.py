@@ -98,6 +98,11 @@ class Benchmark(Strict):
         """Names of its figures, each with an interval."""
 
     @property
+    def judged(self) -> tuple[str, ...]:
+        """Those of them of which more is better."""
+        return self.metrics
+
+    @property
     def references(self) -> tuple[str, ...]:
         """Names of figures to compare these with, which have no interval."""
         return ()
@@ -127,6 +132,11 @@ class Benchmark(Strict):
     def carried(self) -> tuple[str, ...]:
         """Columns of the rows that go with the cases to what scores an answer."""
         return ()
+
+    @property
+    def surroundings(self) -> str:
+        """What is around a case when a model reads it."""
+        return ""
 
     @property
     def writes(self) -> int:

@@ -67,6 +67,10 @@ class Generate(Asked):
         return carried_columns(self.scorers)
 
     @property
+    def surroundings(self) -> str:
+        return self.template
+
+    @property
     def writes(self) -> int:
         return self.max_new_tokens
 

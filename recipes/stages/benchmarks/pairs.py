@@ -38,6 +38,10 @@ class PairLikelihood(Benchmark):
     def metrics(self) -> tuple[str, ...]:
         return ("prefers_first", "difference")
 
+    @property
+    def judged(self) -> tuple[str, ...]:
+        return ()
+
     def cases(self, rows: Iterable[Named]) -> Iterator[tuple[int, Case | None]]:
         """Pairs in the order of their first rows; None for a sentence whose other one is not among the rows."""
         first: dict[str, int] = {}

@@ -23,7 +23,7 @@ PAGES = (
     "how-much.md",
     "verification-failed.md",
 )
-NEEDS_WORKERS = ("run", "resume", "submit", "sample", "logs", "stop", "report", "doctor", "replay")
+NEEDS_WORKERS = ("run", "resume", "submit", "sample", "logs", "stop", "report", "compare", "doctor", "replay")
 """Not run here: they need a run, or depend on the machine; `test_documentation.py` compares their options."""
 LLAMA_8B = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "intermediate_size": 14336,

@@ -21,6 +21,7 @@ from recipes.stages.lora import ALL_LINEAR, NEW_HEADS, Lora, ModuleNames
 from trainers.models.forward_forms import record_of
 from trainers.models.saved_modules import names_in_files, saved_paths, saved_tensors
 from trainers.models.weight_starts import ORIGIN, start_from_weights
+from trainers.runtime.low_bits import is_transposed
 from trainers.store.hf_loaders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from trainers.store.untrusted_files import linked_file, read_json
 
@@ -80,7 +81,7 @@ def _configuration(model: Any, lora: Lora, targets: Sequence[str] | str, exclude
         exclude_modules=(exclude if isinstance(exclude, str) else list(exclude)) or None,
         use_dora=lora.dora,
         use_rslora=lora.rank_stabilised,
-        fan_in_fan_out=_is_transposed(model),
+        fan_in_fan_out=any(map(is_transposed, model.modules())),
         target_parameters=list(lora.target_parameters) or None,
         rank_pattern=dict(lora.rank_pattern),
         alpha_pattern=dict(lora.alpha_pattern),
@@ -281,9 +282,4 @@ def _task_type(model: Any) -> str:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-
-
-def _is_transposed(model: nn.Module) -> bool:
-    """GPT-2's Conv1D keeps its weight transposed."""
-    return any(type(module).__name__ == "Conv1D" for module in model.modules())
+    return isinstance(module, nn.Linear) or is_transposed(module)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from recipes.errors import StageError
 from trainers.models.lora import DEFAULT, active_adapters, adapter_layers, plain_name
-from trainers.models.quantised import QuantisedLinear, named_weights
+from trainers.models.quantised import Quantised, named_weights
 
 
 def adapted_parameter(layer: Any) -> nn.Parameter:
@@ -53,7 +53,7 @@ def folded_adapter(
 def _put(layer: Any, weight: Tensor) -> Tensor | None:
     """Let a layer's base have this weight, in its precision; returns the weight that was there, None for few bits."""
     base = layer.get_base_layer()
-    if isinstance(base, QuantisedLinear):
+    if isinstance(base, Quantised):
         base.whole = weight.to(device=base.codes.device, dtype=base.dtype)
         return None
     parameter = adapted_parameter(layer)

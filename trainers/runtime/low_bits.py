@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 from recipes.errors import RequestError
 from recipes.stages.lora import NF4_BLOCK
@@ -35,7 +36,7 @@ class Codec(Protocol):
         """Return codes (uint8 or int8) and scales (fp32) of fp32 weights."""
 
     @staticmethod
-    def decode(codes: Tensor, scales: Tensor, shape: tuple[int, int]) -> Tensor:
+    def decode(codes: Tensor, scales: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Return the weights [O, I] in fp32."""
 
 
@@ -53,7 +54,7 @@ class Nf4:
         return (pairs[:, 0] << 4) | pairs[:, 1], scales
 
     @staticmethod
-    def decode(codes: Tensor, scales: Tensor, shape: tuple[int, int]) -> Tensor:
+    def decode(codes: Tensor, scales: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Look both values of a byte up at once."""
         levels = torch.tensor(NF4, device=codes.device)
         pairs = torch.stack((levels.repeat_interleave(16), levels.repeat(16)), dim=1)
@@ -71,7 +72,7 @@ class Int8:
         return (weight_OI / scales.clamp(min=1e-38)[:, None]).round().to(torch.int8), scales
 
     @staticmethod
-    def decode(codes: Tensor, scales: Tensor, shape: tuple[int, int]) -> Tensor:
+    def decode(codes: Tensor, scales: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Multiply."""
         return codes.view(shape).float() * scales[:, None]
 
@@ -79,13 +80,23 @@ class Int8:
 CODECS: dict[Method, Codec] = {"nf4": Nf4, "int8": Int8}
 
 
-def backbone_linears(model: Any) -> Iterator[tuple[str, nn.Linear]]:
+def is_transposed(module: nn.Module) -> bool:
+    """Tell whether a module is the linear module of GPT-2, whose weight is [I, O]."""
+    return isinstance(module, Conv1D)
+
+
+def rows_first(module: nn.Module, weight: Tensor) -> Tensor:
+    """Turn the weight of a linear module from the module's form into [O, I], or from this into the module's."""
+    return weight.T.contiguous() if is_transposed(module) else weight
+
+
+def backbone_linears(model: Any) -> Iterator[tuple[str, nn.Linear | Conv1D]]:
     """Yield the linear modules of a model but its head; raises RequestError where it has none."""
     inner, head = {id(module) for module in model.base_model.modules()}, model.get_output_embeddings()
     found = [
         (path, module)
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and id(module) in inner and module is not head
+        if isinstance(module, nn.Linear | Conv1D) and id(module) in inner and module is not head
     ]
     if not found:
         raise RequestError(f"lora.quantize: {type(model).__name__} has no linear modules to quantise")
@@ -97,5 +108,6 @@ def round_linears(model: Any, method: Method, dtype: torch.dtype) -> None:
     """Set the weights of a model's linear modules, its head's left out, to what few bits give back in `dtype`."""
     codec = CODECS[method]
     for _, linear in backbone_linears(model):
-        codes, scales = codec.encode(linear.weight.to(dtype).float())
-        linear.weight.copy_(codec.decode(codes, scales, (linear.out_features, linear.in_features)).to(dtype))
+        weight_OI = rows_first(linear, linear.weight)
+        decoded_OI = codec.decode(*codec.encode(weight_OI.to(dtype).float()), tuple(weight_OI.shape))
+        linear.weight.copy_(rows_first(linear, decoded_OI).to(dtype))

@@ -23,6 +23,8 @@ from trainers.store.export import export
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.tasks.language_model import run_language_model
 
+GPT2 = {"type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+UP = "model.layers.0.mlp.up_proj"
 TOKENS = torch.randint(5, 300, (2, 24), generator=torch.Generator().manual_seed(0))
 
 
@@ -56,14 +58,15 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     pairs = [{"prompt": f"What is {a}?", "completion": f"{a} {b}."} for a in WORDS for b in WORDS]
     jsonl(made.folder / "answers.jsonl", pairs)
     facts = TokenizerFacts(made.tokenization.vocab_size, made.tokenization.eos_id, made.tokenization.pad_id)
-    keys = {"max_position_embeddings": 128, **sizes_of(32), "type": "llama"}
-    model: Any = build_decoder(keys, facts, seed=1, device=CPU)
-    given = (model.config, model.named_parameters(), made.tokenization.files())
-    write_model(made.folder / "base" / "model", "language_model", *given, dtype=torch.bfloat16)
-    entries = made.store.objects.put_folder(made.folder / "base")
-    digest = files_digest(entries)
-    manifest = ArtifactManifest(fingerprint=digest, digest=digest, kind="model", stage="base", files=entries)
-    made.made["base"] = made.store.put_artifact(manifest).manifest
+    own = {"base": {"type": "llama", "max_position_embeddings": 128, **sizes_of(32)}, "gpt2": GPT2}
+    for name, keys in own.items():
+        model: Any = build_decoder(keys, facts, seed=1, device=CPU)
+        given = (model.config, model.named_parameters(), made.tokenization.files())
+        write_model(made.folder / name / "model", "language_model", *given, dtype=torch.bfloat16)
+        entries = made.store.objects.put_folder(made.folder / name)
+        digest = files_digest(entries)
+        manifest = ArtifactManifest(fingerprint=digest, digest=digest, kind="model", stage=name, files=entries)
+        made.made[name] = made.store.put_artifact(manifest).manifest
     return made
 
 
@@ -127,23 +130,30 @@ def test_the_gradient_is_that_of_the_decoded_weight(method: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "precision"), [("nf4", "bf16"), pytest.param("int8", "fp32", marks=pytest.mark.long)]
+    ("start", "name", "method", "precision"),
+    [
+        ("base", UP, "nf4", "bf16"),
+        pytest.param("base", UP, "int8", "fp32", marks=pytest.mark.long),
+        ("gpt2", "transformer.h.0.attn.c_attn", "nf4", "bf16"),
+        pytest.param("gpt2", "transformer.h.0.attn.c_attn", "int8", "fp32", marks=pytest.mark.long),
+    ],
 )
 def test_the_merged_model_is_the_rounded_base_with_the_adapter(
-    workshop: Workshop, method: str, precision: str, tmp_path: Path
+    workshop: Workshop, start: str, name: str, method: str, precision: str, tmp_path: Path
 ) -> None:
-    made = tuned(workshop, f"{method}-{precision}", "base", method, precision)
+    made = tuned(workshop, f"{start}-{method}-{precision}", start, method, precision)
     assert made.quantized == method
-    base = workshop.store.folder(workshop.made["base"], "model")
+    base = workshop.store.folder(workshop.made[start], "model")
     adapter = workshop.store.folder(made, "adapter")
     stock: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
     merged: Any = AutoModelForCausalLM.from_pretrained(workshop.store.folder(made, "model"), dtype=torch.float32)
-    name = "model.layers.0.mlp.up_proj"
     layer = stock.base_model.model.get_submodule(name)
     codec = {"nf4": Nf4, "int8": Int8}[method]
     weight = layer.base_layer.weight.detach()
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-    rounded = codec.decode(*codec.encode(weight), (weight.shape[0], weight.shape[1])).to(dtype).float()
+    weight_OI = weight.T.contiguous() if start == "gpt2" else weight
+    decoded = codec.decode(*codec.encode(weight_OI), (weight_OI.shape[0], weight_OI.shape[1])).to(dtype).float()
+    rounded = decoded.T if start == "gpt2" else decoded
     wanted = rounded + layer.get_delta_weight("default").detach()
     torch.testing.assert_close(merged.get_submodule(name).weight, wanted.to(dtype).float(), rtol=1e-6, atol=1e-7)
     assert not torch.equal(rounded, weight)
@@ -153,8 +163,8 @@ def test_the_merged_model_is_the_rounded_base_with_the_adapter(
 
 
 def test_a_later_stage_learns_on_the_same_rounded_base(workshop: Workshop) -> None:
-    tuned(workshop, "nf4-bf16", "base", "nf4")
-    second = tuned(workshop, "second", "nf4-bf16", "nf4", target_modules=["q_proj"])
+    tuned(workshop, "base-nf4-bf16", "base", "nf4")
+    second = tuned(workshop, "second", "base-nf4-bf16", "nf4", target_modules=["q_proj"])
     third = tuned(workshop, "third", "second", None)
     assert (len(second.stack), len(third.stack), third.quantized) == (2, 3, "nf4")
     weights = weights_of(workshop.store, third)
@@ -167,13 +177,13 @@ def test_a_later_stage_learns_on_the_same_rounded_base(workshop: Workshop) -> No
 
 @pytest.mark.long
 def test_a_stage_on_other_bits_starts_from_the_merged_model(workshop: Workshop) -> None:
-    tuned(workshop, "nf4-bf16", "base", "nf4")
-    other = tuned(workshop, "other", "nf4-bf16", "int8")
+    tuned(workshop, "base-nf4-bf16", "base", "nf4")
+    other = tuned(workshop, "other", "base-nf4-bf16", "int8")
     assert (list(other.stack), other.quantized) == ([], "int8")
 
 
 def test_the_base_takes_a_third_of_its_bytes(workshop: Workshop) -> None:
-    weights = weights_of(workshop.store, tuned(workshop, "nf4-bf16", "base", "nf4"))
+    weights = weights_of(workshop.store, tuned(workshop, "base-nf4-bf16", "base", "nf4"))
     held: Any = load_stack(weights, "language_model", device=CPU, held_in=torch.bfloat16)
     layer = held.model.layers[0].mlp.up_proj.base_layer
     assert isinstance(layer, QuantisedLinear)
@@ -184,7 +194,7 @@ def test_the_base_takes_a_third_of_its_bytes(workshop: Workshop) -> None:
 
 @pytest.mark.long
 def test_a_stopped_stage_continues_to_the_same_files(workshop: Workshop) -> None:
-    straight = tuned(workshop, "nf4-bf16", "base", "nf4")
+    straight = tuned(workshop, "base-nf4-bf16", "base", "nf4")
     given = {"init_from": "base"}
     context = workshop.context("halted", given)
     object.__setattr__(context, "observer", Stopping())

@@ -77,6 +77,7 @@ class Code(StrEnum):
     UNKNOWN_CLASS = "unknown-class", "A class is not among those of the model's data."
     MISSING_REWARD_FUNCTION = "missing-reward-function", "A reward names a function or entry point that is not there."
     MISSING_PACKAGE = "missing-package", "A setting needs a package that is not installed."
+    NO_SANDBOX = "no-sandbox", "The machine lacks what a sandbox is made of, in which code of a model may run."
 
     # tokenizers
     VOCABULARY_TOO_SMALL = "vocabulary-too-small", "A vocabulary does not hold the bytes and the special tokens."

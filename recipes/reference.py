@@ -81,7 +81,7 @@ _SECTIONS = (
         "Rewards",
         (
             *_members(RewardTerm),
-            *("ClassReward", "RuleReward"),
+            *("SandboxLimits", "ClassReward", "RuleReward"),
         ),
     ),
     ("Environments", _members(Environment)),

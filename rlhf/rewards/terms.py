@@ -12,9 +12,11 @@ from recipes.errors import Finding, RequestError, StageError
 from recipes.stages.rewards.answers import MathVerify
 from recipes.stages.rewards.outside import EntryPointTerm, ModelTerm, PythonTerm, UrlTerm
 from recipes.stages.rewards.term import Row, Rule, Term
+from recipes.stages.rewards.unit_tests import UnitTests
 from rlhf.rewards.endpoint import ask_endpoint
 from rlhf.rewards.functions import Function, function_finding, load_function
 from rlhf.rewards.mathematics import MathProcess, math_finding
+from rlhf.sandbox.runner import run_tests, sandbox_finding
 
 Scorer = Callable[[Sequence[str], Sequence[Row]], Sequence[Any]]
 """Values of responses, given the rows of their prompts."""
@@ -69,6 +71,8 @@ def open_text_terms(
                 opened.append(TextTerm(name, _each(term.scorer(texts))))
             case MathVerify():
                 opened.append(TextTerm(name, MathProcess(term).values))
+            case UnitTests():
+                opened.append(TextTerm(name, _testing(term)))
             case PythonTerm() | EntryPointTerm():
                 opened.append(TextTerm(name, _calling(name, load_function(term, base_dir))))
             case UrlTerm():
@@ -83,6 +87,8 @@ def term_finding(term: Term, base_dir: Path) -> Finding | None:
     match term:
         case MathVerify():
             return math_finding()
+        case UnitTests():
+            return sandbox_finding()
         case PythonTerm() | EntryPointTerm():
             return function_finding(term, base_dir)
         case _:
@@ -95,6 +101,18 @@ def _as_text(cell: Any) -> str | None:
 
 def _each(value: Callable[[str, Row], float]) -> Scorer:
     return lambda texts, rows: [value(text, row) for text, row in zip(texts, rows, strict=True)]
+
+
+def _testing(term: UnitTests) -> Scorer:
+    """Run tests in a sandbox; raises RequestError that says what this machine lacks for one."""
+    if (finding := sandbox_finding()) is not None:
+        raise RequestError.of(finding)
+
+    def values(texts: Sequence[str], rows: Sequence[Row]) -> list[float]:
+        attempts = [term.attempt(text, row) for text, row in zip(texts, rows, strict=True)]
+        return [term.worth(found) for found in run_tests(attempts, term.limits, term.parallel)]
+
+    return values
 
 
 def _calling(name: str, function: Function) -> Scorer:

@@ -13,12 +13,14 @@ from recipes.stages.rewards.forms import JsonSchema, Length, RegularExpression, 
 from recipes.stages.rewards.outside import EntryPointTerm, ModelTerm, PythonTerm, UrlTerm
 from recipes.stages.rewards.overlap import F1, Bleu, ChrF, RougeL
 from recipes.stages.rewards.term import Term
+from recipes.stages.rewards.unit_tests import UnitTests
 from recipes.stages.rewards.words import RealWords, Repetition
 
 RewardRule = Annotated[
     Exact
     | Number
     | MathVerify
+    | UnitTests
     | F1
     | RougeL
     | ChrF

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -102,6 +103,18 @@ def put_adapter(model: Any, folder: Path, name: str) -> dict[str, Tensor]:
         "target_parameters", "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern",
     )  # fmt: skip
     _inject(model, LoraConfig(**{key: content[key] for key in fields if key in content}), name, 0)
+    heads = fill_adapter(model, folder, name)
+    for parameter in adapter_tensors(dict(model.named_parameters()), name).values():
+        parameter.requires_grad_(False)
+    return heads
+
+
+@torch.no_grad()
+def fill_adapter(model: Any, folder: Path, name: str = DEFAULT) -> dict[str, Tensor]:
+    """Give an adapter the values of a saved one; returns the tensors of modules that learned beside that.
+
+    Raises StageError unless the folder's file holds exactly the adapter's tensors.
+    """
     saved = load_file(folder / ADAPTER_WEIGHTS)
     heads = {key.removeprefix(_IN_FILES): saved.pop(key) for key in list(saved) if "lora_" not in key}
     own = adapter_tensors(dict(model.named_parameters()), name)
@@ -109,8 +122,24 @@ def put_adapter(model: Any, folder: Path, name: str) -> dict[str, Tensor]:
         raise StageError(f"{folder}: keys differ from the adapter's: {sorted(own.keys() ^ saved.keys())[:8]}")
     for key, parameter in own.items():
         parameter.copy_(saved[key])
-        parameter.requires_grad_(False)
     return heads
+
+
+def is_form_of(folder: Path, lora: Lora) -> bool:
+    """Tell whether a saved adapter has the form that a recipe gives its own, so that it can go on learning as that."""
+    content = read_json(folder, ADAPTER_CONFIG, linked_file)
+    wanted = {
+        "r": lora.r, "lora_alpha": lora.alpha, "use_dora": lora.dora, "use_rslora": lora.rank_stabilised,
+        "rank_pattern": dict(lora.rank_pattern), "alpha_pattern": dict(lora.alpha_pattern),
+        "target_parameters": list(lora.target_parameters),
+    }  # fmt: skip
+    if any((content.get(key) or type(value)()) != value for key, value in wanted.items()):
+        return False
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
+        paths = {key.partition(".lora_")[0] for key in file.keys() if ".lora_" in key}  # noqa: SIM118
+    return all(map(lora.takes, {path.rpartition(".")[2] for path in paths})) and not (
+        lora.modules_to_save or content.get("modules_to_save")
+    )
 
 
 def _inject(model: Any, config: Any, name: str, seed: int) -> None:

@@ -33,6 +33,8 @@ class Weights:
     """Into which bits the folder's linear modules are rounded under the adapters; None: they are as they are."""
     note: str | None = None
     """What was lost, where the adapters could not be had."""
+    continued: Path | None = None
+    """An adapter that goes on learning on the others, instead of a new one over it."""
 
 
 def weights_of(store: Store, manifest: ArtifactManifest) -> Weights:

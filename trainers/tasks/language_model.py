@@ -1,7 +1,7 @@
 """Pretraining and fine-tuning: the same objective, engine and loop on other data."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +30,7 @@ from trainers.evaluation.translation import translate
 from trainers.models.families import runtime_of
 from trainers.models.grown import learn_only
 from trainers.models.load import lacks_head
-from trainers.models.lora import add_adapter, start_names
+from trainers.models.lora import add_adapter, fill_adapter, start_names
 from trainers.models.protocol import FamilyRuntime
 from trainers.models.quantised import decoded_once
 from trainers.objectives.protocol import Learning
@@ -38,6 +38,7 @@ from trainers.runtime import distributed
 from trainers.runtime.observer import Observer, interruptible
 from trainers.runtime.precision import dtype_of
 from trainers.runtime.randomness import stream_seed
+from trainers.store.adapters import Weights
 from trainers.store.manifest import Layout
 from trainers.tasks.language_start import build_stage_model, build_stage_tokenization, stage_family, stage_type
 from trainers.tasks.text_classifier import TextClassifierTask
@@ -102,11 +103,10 @@ class LanguageModelTask:
     def build(self, data: TextData) -> "LanguageTrainee":
         """Build the model from random weights or load it, with an adapter where one is trained."""
         spec, context = self.spec, self.context
-        model, stack = build_stage_model(spec, context, data.tokenization)
-        on = start_names(len(stack) - 1)
-        peft_config = choose_trained(spec, context, model, data, on) if isinstance(spec, Finetune) else None
+        model, weights = build_stage_model(spec, context, data.tokenization)
+        peft_config = choose_trained(spec, context, model, data, weights) if isinstance(spec, Finetune) else None
         learning = data.runtime.learning(spec, model, data.tokenization, context.seed)
-        return LanguageTrainee(spec, context, data, model, learning, peft_config, stack)
+        return LanguageTrainee(spec, context, data, model, learning, peft_config, weights)
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ class LanguageTrainee:
     model: Any
     learning: Learning
     peft_config: Any
-    stack: tuple[str, ...]
-    """What an adapter lies on: the digests of the base and of the adapters on it."""
+    weights: Weights | None
+    """What the model was opened from; None: it was built."""
 
     @property
     def num_rows(self) -> int:
@@ -160,7 +160,8 @@ class LanguageTrainee:
             self.peft_config,
             merge=spec.commits_merged,
             images=data.images,
-            stack=self.stack,
+            stack=() if self.weights is None else self.weights.stack,
+            continues=self.weights is not None and self.weights.continued is not None,
         )
         metrics = stage_metrics(outcome, data.training)
         if isinstance(spec, Finetune):
@@ -210,14 +211,20 @@ def batch_source(
     )
 
 
-def choose_trained(spec: Finetune, context: StageContext, model: nn.Module, data: TextData, on: Sequence[str]) -> Any:
-    """Freeze what does not learn; returns peft's configuration of the adapter over those `on`, or None."""
+def choose_trained(
+    spec: Finetune, context: StageContext, model: nn.Module, data: TextData, weights: Weights | None
+) -> Any:
+    """Freeze what does not learn; returns peft's configuration of the adapter over those of the start, or None."""
     exclude = data.runtime.freeze(spec, model, data.images)
     if spec.lora is None:
         if spec.trainable:
             learn_only(model, spec.trainable)
         return None
-    return add_adapter(model, spec.lora, seed=stream_seed(context.seed, "adapter"), exclude=exclude, on=on)
+    on = () if weights is None else start_names(len(weights.adapters))
+    config = add_adapter(model, spec.lora, seed=stream_seed(context.seed, "adapter"), exclude=exclude, on=on)
+    if weights is not None and weights.continued is not None:
+        fill_adapter(model, weights.continued)
+    return config
 
 
 def training_request(

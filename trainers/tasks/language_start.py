@@ -16,6 +16,7 @@ from trainers.models.protocol import TokenizerFacts, initialised
 from trainers.models.stack import load_trained
 from trainers.runtime import distributed
 from trainers.runtime.randomness import stream_seed
+from trainers.store.adapters import Weights
 from trainers.training.context import StageContext, model_folder, model_weights
 
 
@@ -52,26 +53,26 @@ def build_stage_tokenization(spec: Pretrain | Finetune, context: StageContext) -
 
 def build_stage_model(
     spec: Pretrain | Finetune, context: StageContext, tokenization: Tokenization
-) -> tuple[nn.Module, tuple[str, ...]]:
+) -> tuple[nn.Module, Weights | None]:
     """Build from random weights or load the input, whole and equal on every rank.
 
-    Returns the digests of what it was opened from, too: of the input, or of a whole model and the adapters on it up to
-    the input's, which stay unmerged where the stage trains another.
+    Returns what it was opened from, too: the input, or a whole model and the adapters on it up to the input's, which
+    stay unmerged where the stage trains another.
     """
     if spec.init_from is not None:
         folder = model_folder(context, "init_from")
         kind = runtime_of(model_family(folder).name).kind
         head = stream_seed(context.seed, "head") if kind == "masked_model" else None
         lora = spec.adapters
-        weights = model_weights(context, "init_from", lora)
+        weights = model_weights(context, "init_from", lora, continues=True)
         model = load_trained(weights, kind, lora, spec.shard, device=context.ranks.device, new_head_seed=head)
         if spec.added_tokens:
             add_tokens(model, load_tokenization(folder).vocab_size, tokenization.vocab_size)
         if spec.draws_weights:
             model = initialised(type(model), model.config, stream_seed(context.seed, "weights"))
-        return model, weights.stack
+        return model, weights
     assert spec.own_architecture is not None
     facts = TokenizerFacts(tokenization.vocab_size, tokenization.eos_id, tokenization.pad_id, tokenization.bos_id)
     architecture = spec.own_architecture.model_dump(exclude_none=True)
     seed = stream_seed(context.seed, "weights")
-    return build_language_model(architecture, facts, seed=seed, device=context.ranks.device), ()
+    return build_language_model(architecture, facts, seed=seed, device=context.ranks.device), None

@@ -22,6 +22,7 @@ from trainers.data.layouts.registry import text_layout
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.models.folders import verify_folder
+from trainers.models.lora import is_form_of
 from trainers.models.protocol import ModelKind
 from trainers.models.verification import MergeLoss, Probe
 from trainers.runtime import distributed
@@ -219,14 +220,18 @@ def model_folder(context: StageContext, field_path: str) -> Path:
     return context.store.folder(manifest, whole_part(manifest))
 
 
-def model_weights(context: StageContext, field_path: str, lora: Lora | None = None) -> Weights:
+def model_weights(
+    context: StageContext, field_path: str, lora: Lora | None = None, *, continues: bool = False
+) -> Weights:
     """Return what an input's model is opened from, and say where rounding has taken a part of it.
 
     `lora` is what the stage trains on it: DoRA scales whole weights, so that it starts from a merged model, and so does
-    an adapter on parameters, of which peft puts all on the same ones. Adapters stay on the rounded base that they have
-    learned on.
+    an adapter on parameters, of which peft puts all on the same ones. With `continues`, a DoRA adapter of the same form
+    on a whole model is what learns instead. Adapters stay on the rounded base that they have learned on.
     """
     manifest = context.inputs[field_path]
+    if continues and lora is not None and (found := _continued(context.store, manifest, lora)) is not None:
+        return found
     weights = weights_of(context.store, manifest)
     if lora is not None and (lora.dora or lora.target_parameters) and weights.adapters:
         what = "DoRA takes" if lora.dora else "lora.target_parameters take"
@@ -239,6 +244,19 @@ def model_weights(context: StageContext, field_path: str, lora: Lora | None = No
     if weights.note is not None:
         context.observer.notify(f"warning: {field_path}: {weights.note}")
     return weights
+
+
+def _continued(store: Store, manifest: ArtifactManifest, lora: Lora) -> Weights | None:
+    """Return the whole model below an artifact's DoRA adapter, and the adapter; None where that cannot go on learning.
+
+    What is on it would be scaled with it.
+    """
+    if not lora.dora or len(manifest.lies_on) != 1 or manifest.quantized != lora.quantize:
+        return None
+    found = find_stack(store, manifest, (*manifest.lies_on, manifest.digest))
+    if found is None or not is_form_of(found.adapters[0], lora):
+        return None
+    return replace(found, stack=found.stack[:1], adapters=(), continued=found.adapters[0])
 
 
 def check_tokenizers(spec: TextStage, context: StageContext) -> None:

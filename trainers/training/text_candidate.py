@@ -69,6 +69,8 @@ class TrainedText:
     """Name of the adapter in the model."""
     stack: tuple[str, ...] = ()
     """What the model was opened from, by digest: its start, or a whole model and the adapters on it up to the start."""
+    continues: bool = False
+    """Whether the start's own adapter has learned on, which is not in the stack."""
 
     @property
     def below(self) -> tuple[str, ...]:
@@ -120,7 +122,9 @@ class TrainedText:
 
     def base(self, context: StageContext) -> str | None:
         """Return the digest of what the adapter belongs to; None: there is no adapter."""
-        return None if self.peft_config is None else context.inputs[self.start].digest
+        if self.peft_config is None:
+            return None
+        return self.stack[-1] if self.continues else context.inputs[self.start].digest
 
     @property
     def quantized(self) -> Method | None:
@@ -129,8 +133,8 @@ class TrainedText:
 
     @property
     def lower_stack(self) -> tuple[str, ...]:
-        """What the adapter lies on, by digest, where that holds unmerged adapters."""
-        return self.stack if self.peft_config is not None and len(self.stack) > 1 else ()
+        """What the adapter lies on, by digest, where that is not the start's whole model."""
+        return self.stack if self.peft_config is not None and (len(self.stack) > 1 or self.continues) else ()
 
 
 def write_text_candidate(

@@ -162,9 +162,10 @@ def test_the_merged_files_are_the_bases(workshop: Workshop) -> None:
 def test_fine_tuning_starts_from_what_was_learned(workshop: Workshop, lora: bool, precision: str) -> None:
     context = workshop.context("next", {"init_from": "chat"})
     spec = tune_spec("chat", precision, **({} if lora else {"lora": None}))
-    model, stack = build_stage_model(spec, context, workshop.tokenization)
+    model, weights = build_stage_model(spec, context, workshop.tokenization)
     assert is_live(logits(model), workshop, "chat")
-    assert stack == (workshop.made["root"].digest, workshop.made["chat"].digest)
+    assert weights is not None
+    assert weights.stack == (workshop.made["root"].digest, workshop.made["chat"].digest)
     assert any("lora_" in name for name, _ in model.named_parameters()) == lora
     assert lora or all(parameter.requires_grad for parameter in model.parameters())
 

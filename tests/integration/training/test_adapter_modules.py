@@ -21,7 +21,7 @@ from trainers.models.decoder import build_decoder
 from trainers.models.folders import write_model
 from trainers.models.grown import add_tokens, learn_only
 from trainers.models.imports import import_folder
-from trainers.models.lora import add_adapter
+from trainers.models.lora import add_adapter, fill_adapter
 from trainers.models.protocol import TokenizerFacts
 from trainers.models.stack import load_exact
 from trainers.models.token_losses import token_losses
@@ -190,6 +190,45 @@ def test_a_stage_continues_from_modules_that_learned(workshop: Workshop, case: s
     opened = PeftModel.from_pretrained(stock(folder / "base"), str(folder))
     live = load_exact(weights_of(workshop.store, made), "language_model", device=CPU)
     assert_same(logits(opened), logits(live))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_dora_adapter_of_peft_learns_on_as_the_same_adapter(
+    workshop: Workshop, precision: str, tmp_path: Path
+) -> None:
+    dora: dict[str, Any] = {"dora": True, "target_modules": ["q_proj", "up_proj"]}
+    name = f"dora-{precision}"
+    first = export(workshop.store, tuned(workshop, name, "untied", dora, precision), tmp_path / "first")
+    start = logits(PeftModel.from_pretrained(stock(first / "base"), str(first)))
+    spec = tune_spec(name, dora, precision)
+    model, weights = build_stage_model(spec, workshop.context("seen", {"init_from": name}), workshop.tokenization)
+    assert spec.lora is not None
+    assert weights is not None
+    assert weights.continued is not None
+    add_adapter(model, spec.lora, seed=0)
+    fill_adapter(model, weights.continued)
+    assert_same(logits(model), start)
+    made = tuned(workshop, f"{name}-more", name, dora, precision)
+    assert made.lies_on == (workshop.made["untied"].digest,)
+    second = export(workshop.store, made, tmp_path / "second")
+    assert (
+        load_file(second / "adapter_model.safetensors").keys() == load_file(first / "adapter_model.safetensors").keys()
+    )
+    opened = logits(PeftModel.from_pretrained(stock(second / "base"), str(second)))
+    assert (opened - start).abs().max() > 1e-2
+    if precision == "fp32":
+        assert_same(opened, logits(stock(workshop.store.folder(made, "model"))))
+    assert_same(opened, logits(load_exact(weights_of(workshop.store, made), "language_model", device=CPU)))
+
+
+@pytest.mark.parametrize("other", [{"r": 2}, {"target_modules": ["q_proj"]}, {"dora": False}])
+def test_an_adapter_of_another_form_is_a_new_one(workshop: Workshop, other: dict[str, Any]) -> None:
+    dora: dict[str, Any] = {"dora": True, "target_modules": ["q_proj", "up_proj"]}
+    tuned(workshop, "dora-bf16", "untied", dora, "bf16")
+    spec, context = tune_spec("dora-bf16", {**dora, **other}), workshop.context("new", {"init_from": "dora-bf16"})
+    _, weights = build_stage_model(spec, context, workshop.tokenization)
+    assert weights is not None
+    assert weights.continued is None
 
 
 def test_a_stopped_stage_ends_in_the_same_bytes(workshop: Workshop) -> None:

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.structure import Tree, class_sites, family_names, import_circles, name_sites, read_tree, twice_worded
+from benchmarks.dispatch import class_sites, dispatch_sites, family_names, name_sites, stand_in_sites
+from benchmarks.product_source import Tree, read_tree
+from benchmarks.structure import import_circles, twice_worded
 
 
 @pytest.fixture(scope="module")
@@ -17,13 +19,22 @@ def test_no_module_imports_itself_in_the_end(product: Tree) -> None:
     assert import_circles(product, for_types=True) == []
 
 
+LISTED = "python -m benchmarks.structure --sites lists the places"
+
+
 def test_stages_answer_for_themselves(product: Tree) -> None:
     sites = class_sites(product, set(product.declared["kind"]))
-    assert len(sites) <= 25, "ask the stage: python -m benchmarks.structure --sites lists who asks for its class"
+    assert len(sites) <= 25, f"ask the stage: {LISTED}"
+    assert len(dispatch_sites(product, "stage classes")) <= 117, f"ask the stage, the use or the layout: {LISTED}"
+
+
+def test_sources_answer_for_themselves(product: Tree) -> None:
+    assert len(dispatch_sites(product, "source classes")) <= 15, f"ask the source: {LISTED}"
 
 
 def test_families_answer_for_themselves(product: Tree) -> None:
     assert len(name_sites(product, family_names(product))) <= 14, "ask the family's object: TextFamily, FamilyRuntime"
+    assert len(dispatch_sites(product, "family names")) <= 107, f"ask the family, or MODEL_KINDS: {LISTED}"
     classes = class_sites(product, set(product.declared["family"]))
     elsewhere = [site for site in classes if site.module != "trainers.models.images.families"]  # where all are listed
     assert len(elsewhere) <= 2, "ask the architecture"
@@ -89,3 +100,29 @@ def test_places_that_dispatch(package: Path, tmp_path: Path) -> None:
     assert classes == [(2, "Gan"), (2, "Vae"), (4, "Gan"), (4, "Vae"), (5, "BOTH"), (5, "Vae"), (6, "Gan")]
     names = sorted((site.line, site.name) for site in name_sites(tree, {"vae", "gan"}))
     assert names == [(6, "gan"), (7, "gan"), (7, "vae")]
+
+
+def test_words_that_stand_in_for_classes(package: Path, tmp_path: Path) -> None:
+    (package / "stages").mkdir()
+    (package / "convert").mkdir()
+    (package / "stages" / "answers.py").write_text("Role = Literal['text', 'labels']\n")
+    (package / "kinds.py").write_text(
+        "class Tune:\n    kind: Literal['tune'] = 1\nclass Rl:\n    kind: Literal['rl'] = 1\n"
+    )
+    (package / "convert" / "theirs.py").write_text("x = draft['kind'] == 'rl'\n")
+    (package / "uses.py").write_text(
+        "NAMES = ('tune', 'rl', 'other')\n"
+        "WORDS = {'text': 1, 'labels': 2}\n"
+        "match stage.kind:\n"
+        "    case 'rl' | 'more': ...\n"
+        "a = kind in NAMES or 'rl' in words\n"
+        "b = WORDS[use.role] + WORDS['text']\n"
+        "c = data_role != 'text' or tuning_role == 'labels'\n"
+        "d = raw.get('kind') == 'tune' or verdict.kind == 'signal'\n"
+    )
+    tree = read_tree(tmp_path, ["recipes"])
+    found = sorted((site.line, site.name) for site in stand_in_sites(tree, "stage classes"))
+    assert found == [(1, "rl"), (1, "tune"), (2, "labels"), (2, "text"), (4, "rl"), (7, "text"), (8, "tune")]
+    (outside,) = stand_in_sites(tree, "stage classes", outside=True)
+    assert (outside.module, outside.name) == ("recipes.convert.theirs", "rl")
+    assert {site.name for site in stand_in_sites(tree, "family names")} == {"labels"}

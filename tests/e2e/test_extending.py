@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -183,28 +182,10 @@ RECIPE: dict[str, Any] = {
             "text": {"source": "yaml", "files": ["rows.yaml"], "hold_out": 0.2},
             "gates": [{"metric": "base.next_token", "min": 0.1}],
         },
-    },
-    "cluster": {"workers": 1, "gpus_per_worker": 0},
-}  # fmt: skip
-
-
-TUNED: dict[str, Any] = {
-    "name": "tuned",
-    "stages": {
-        "base": {
-            "kind": "pretrain",
-            "architecture": {
-                "family": "decoder", "type": "llama", "num_hidden_layers": 2, "hidden_size": 64,
-                "intermediate_size": 128, "num_attention_heads": 4, "max_position_embeddings": 128,
-            },
-            "tokenizer": {"train": "bpe", "vocab_size": 300},
-            "data": {"source": "jsonl", "files": ["texts.jsonl"]},
-            "train": {"steps": 20, "global_batch": 4, "sequence_length": 64, "optimizer": {"lr": 1e-2}},
-        },
         "reward": {
             "kind": "reward", "init_from": "base", "lora": {"r": 4}, "min_accuracy": 0,
             "data": {"source": "jsonl", "files": ["pairs.jsonl"], "hold_out": 0.3},
-            "train": {"steps": 20, "global_batch": 4, "sequence_length": 64, "optimizer": {"lr": 1e-2}},
+            "train": {"steps": 10, "global_batch": 4, "sequence_length": 64, "optimizer": {"lr": 1e-2}},
         },
         "policy": {
             "kind": "rl", "actor": "base", "rewards": {"judge": {"model": "reward"}}, "lora": {"r": 4},
@@ -212,7 +193,7 @@ TUNED: dict[str, Any] = {
             "rollout": {
                 "prompts_per_iteration": 4, "samples_per_prompt": 4, "max_prompt_tokens": 48, "max_new_tokens": 16,
             },
-            "algorithm": {"name": "sapo", "iterations": 4, "optimizer": {"lr": 1e-2}},
+            "algorithm": {"name": "sapo", "iterations": 2, "optimizer": {"lr": 1e-2}},
         },
     },
     "cluster": {"workers": 1, "gpus_per_worker": 0},
@@ -250,45 +231,50 @@ def test_an_addition_takes_the_files_that_the_page_names(section: str) -> None:
     assert sum(not name.endswith(".yaml") for name in ADDITIONS[section]) <= 4  # and the recipe
 
 
-Call = Callable[..., str]
-Start = Callable[..., "subprocess.Popen[str]"]
+class Commands:
+    """Commands of the extended tree, called next to the recipe."""
 
+    def __init__(self, tree: Path, folder: Path) -> None:
+        self.folder = folder
+        self._environment = {**os.environ, "PYTHONPATH": str(tree), "TRAINWRIGHT_STORE": str(folder / "store")}
 
-@pytest.fixture
-def start(tree: Path, tmp_path: Path) -> Start:
-    """Starts a command of the extended tree next to the recipe."""
-    environment = {**os.environ, "PYTHONPATH": str(tree), "TRAINWRIGHT_STORE": str(tmp_path / "store")}
-
-    def start(*arguments: str) -> "subprocess.Popen[str]":
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        """Start a command."""
         return subprocess.Popen(
-            [sys.executable, "-m", "launch.cli", *arguments], env=environment, cwd=tmp_path, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-m", "launch.cli", *arguments], env=self._environment, cwd=self.folder,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    return start
-
-
-@pytest.fixture
-def call(start: Start) -> Call:
-    """Runs a command of the extended tree next to the recipe; returns what it prints."""
-
-    def call(*arguments: str) -> str:
-        process = start(*arguments)
+    def __call__(self, *arguments: str) -> str:
+        """Run a command to its successful end; returns what it prints."""
+        process = self.start(*arguments)
         out, errors = process.communicate(timeout=400)
         assert process.returncode == 0, out + errors
         return out
 
-    return call
+    @property
+    def store(self) -> Store:
+        """Where its runs are."""
+        return Store.open(str(self.folder / "store"))
 
 
-def test_a_recipe_uses_a_source_a_suite_and_a_kind_of_stage(call: Call, start: Start, tmp_path: Path) -> None:
-    """Checked, planned, run, stopped in the new kind of stage, resumed from its state, verified and committed."""
+@pytest.fixture(scope="module")
+def finished(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Commands:
+    """A recipe that uses every addition: checked, planned, run, stopped in the new kind of stage and resumed."""
+    call = Commands(tree, tmp_path_factory.mktemp("recipe"))
     rows = [{"text": " ".join(f"{word} and {word + 1}" for word in range(row, row + 12))} for row in range(60)]
-    (tmp_path / "rows.yaml").write_text("---\n".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "recipe.yaml").write_text(json.dumps(RECIPE))
+    (call.folder / "rows.yaml").write_text("---\n".join(json.dumps(row) + "\n" for row in rows))
+    pairs = [
+        {"prompt": f"count from {row}: ", "chosen": f"{row + 1}, {row + 2}", "rejected": f"{row}, {row}, {row}"}
+        for row in range(60)
+    ]
+    (call.folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    images = parse_yaml((tree / "recipes" / "image" / "flow.yaml").read_bytes(), "flow.yaml").value["stages"]
+    images["flow"]["train"]["epochs"] = 1
+    (call.folder / "recipe.yaml").write_text(json.dumps({**RECIPE, "stages": {**RECIPE["stages"], **images}}))
     call("check", "recipe.yaml", "--smoke")
-    driver, folder, deadline = start("run", "recipe.yaml"), tmp_path / "store", time.monotonic() + 300
-    while not any("manifest" in state.read_text() for state in folder.glob("refs/states/*/taught/*")):
+    driver, deadline = call.start("run", "recipe.yaml"), time.monotonic() + 300
+    while not any("manifest" in state.read_text() for state in call.folder.glob("store/refs/states/*/taught/*")):
         assert driver.poll() is None, driver.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -296,15 +282,18 @@ def test_a_recipe_uses_a_source_a_suite_and_a_kind_of_stage(call: Call, start: S
     out, errors = driver.communicate(timeout=100)
     assert driver.returncode == Preempted.exit_code, out + errors
     assert re.search(r"^plan of extended.*?^\W*taught", out, re.DOTALL | re.MULTILINE), out
-
     call("resume", "last")
-    store = Store.open(str(folder))
+    return call
+
+
+def test_a_recipe_uses_a_source_a_suite_and_a_kind_of_stage(finished: Commands) -> None:
+    """The stage was resumed from its state, learned, was verified and committed."""
+    store = finished.store
     (run,) = store.runs()
     lines = list(store.run(run).read_lines("metrics/taught/2"))
     assert lines[0]["step"] > 1
     made = {artifact.stage: artifact for artifact in store.list_artifacts()}
-    kinds = {stage: artifact.kind for stage, artifact in made.items()}
-    assert kinds == {"early": "model", "base": "model", "taught": "model", "measured": "report"}
+    assert [made[stage].kind for stage in ("early", "base", "taught", "measured")] == ["model"] * 3 + ["report"]
     verification, taught = made["taught"].verification, cast(dict[str, float], made["taught"].metrics["evaluation"])
     assert verification is not None
     assert verification.how == "clean-process"
@@ -313,25 +302,11 @@ def test_a_recipe_uses_a_source_a_suite_and_a_kind_of_stage(call: Call, start: S
     assert taught["agreement"] > 0.6 > first["agreement"]
 
 
-def test_an_algorithm_makes_an_adapter_and_a_family_of_images_draws(call: Call, tree: Path, tmp_path: Path) -> None:
-    """One run of their smoke forms: the algorithm has no critic, and its artifact neither; the family is verified."""
-    pairs = [
-        {"prompt": f"count from {row}: ", "chosen": f"{row + 1}, {row + 2}", "rejected": f"{row}, {row}, {row}"}
-        for row in range(60)
-    ]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
-    texts = [{"text": row["prompt"] + row["chosen"]} for row in pairs]
-    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
-    flow = parse_yaml((tree / "recipes" / "image" / "flow.yaml").read_bytes(), "flow.yaml").value
-    (tmp_path / "recipe.yaml").write_text(json.dumps({**TUNED, "stages": {**TUNED["stages"], **flow["stages"]}}))
-    call("run", "recipe.yaml", "--smoke")
-    made = {item["stage"]: item for item in json.loads(call("store", "ls", "--json"))}
-    kinds = {stage: item["kind"] for stage, item in made.items()}
-    assert kinds == {"base": "model", "reward": "reward_model", "policy": "adapter", "flow": "flow"}
-
-    store = Store.open(str(tmp_path / "store"))
-    policy = store.find_artifact(made["policy"]["fingerprint"])
-    assert policy is not None
+def test_an_algorithm_makes_an_adapter(finished: Commands) -> None:
+    """It has no critic, and its artifact neither."""
+    store = finished.store
+    (policy,) = (artifact for artifact in store.list_artifacts() if artifact.stage == "policy")
+    assert policy.kind == "adapter"
     assert {name.split("/")[0] for name in policy.files} == {"model", "adapter"}
     (run,) = store.runs()
     lines = [line["values"] for line in store.run(run).read_lines("metrics/policy")]
@@ -339,8 +314,13 @@ def test_an_algorithm_makes_an_adapter_and_a_family_of_images_draws(call: Call, 
     assert {"score_mean", "policy_loss", "lr"} <= names
     assert not {name for name in names if "value" in name or "critic" in name}
 
-    address = f"store://{made['flow']['fingerprint']}"
-    assert json.loads(call("store", "show", address, "--json"))["verification"]["how"] == "clean-process"
-    call("sample", address, "--grid", "grid.png", "--num-samples", "9")
-    with Image.open(tmp_path / "grid.png") as grid:
+
+def test_a_family_of_images_draws(finished: Commands) -> None:
+    """This process does not know the family; the extended tree's commands do."""
+    (flow,) = (item for item in json.loads(finished("store", "ls", "--json")) if item["stage"] == "flow")
+    assert flow["kind"] == "flow"
+    address = f"store://{flow['fingerprint']}"
+    assert json.loads(finished("store", "show", address, "--json"))["verification"]["how"] == "clean-process"
+    finished("sample", address, "--grid", "grid.png", "--num-samples", "9")
+    with Image.open(finished.folder / "grid.png") as grid:
         assert len(grid.getcolors(1 << 16) or ()) > 16

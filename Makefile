@@ -12,6 +12,8 @@ VLLM := .venv-vllm
 #: torch's builds without CUDA lie in an index of their own.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 JOBS ?= 2
+#: Some images set it; then each of the tests' many processes compiles the sources once more. Empty is unset.
+export PYTHONDONTWRITEBYTECODE :=
 #: Folders with tests that have the machine for themselves; collecting the others again takes as long as some of these tests.
 ALONE := tests/e2e tests/faults/run tests/gpu tests/integration/cluster
 

@@ -389,5 +389,7 @@ class Evaluate(TextStage):
             found.append(Pass(self.num_prompts, whole, scorers * answered))
         for item in self.benchmarks.values():
             rows = getattr(item.data, "limit", None) or EXPECTED_ROWS
-            found.append(Pass(rows, item.max_tokens // 4, models, logits=item.max_tokens // 8, writes=item.writes))
+            found.append(
+                Pass(rows * item.draws, item.max_tokens // 4, models, logits=item.max_tokens // 8, writes=item.writes)
+            )
         return found

@@ -143,6 +143,11 @@ class Benchmark(Strict):
         """Most tokens of an answer; 0: none is written."""
         return 0
 
+    @property
+    def draws(self) -> int:
+        """Answers to each question, where they are written."""
+        return 1
+
     def values(self, logprobs: Sequence[float], case: Case) -> dict[str, float]:
         """Each figure for one case, by the log-likelihoods of its options in nats; not where answers are written."""
         raise NotImplementedError

@@ -11,12 +11,10 @@ from recipes.stages.rewards.term import Row, Term
 FENCED = re.compile(r"```[ \t]*(?:python|py|python3)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
-def code_of(text: str) -> str:
-    """The code of a response: its last fenced block of Python or of no language, whole where it was cut off; without a
-    block the response.
-    """
+def code_block(text: str) -> str | None:
+    """A response's last fenced block of Python or of no language, also where it was cut off; None: it has none."""
     blocks = FENCED.findall(text)
-    return blocks[-1] if blocks else text
+    return blocks[-1] if blocks else None
 
 
 class SandboxLimits(Strict):
@@ -67,7 +65,16 @@ class UnitTests(Term):
         "which passes when it ends without an exception, or one piece.",
     )
     before: str | None = meaning(
-        None, min_length=1, description="The column with code that is run before the response's; null: none."
+        None,
+        min_length=1,
+        description="The column with code that is run before the response's; null: none. With `entry_point` a response "
+        "without a fenced block continues it where it ends.",
+    )
+    entry_point: str | None = meaning(
+        None,
+        min_length=1,
+        description="The column with the name of a function that each test hands to its `check`, as HumanEval does; "
+        "null: tests call what they test.",
     )
     score: Literal["share", "all"] = meaning("share", description="share: of tests that pass; all: 1 if all pass.")
     limits: SandboxLimits = meaning(default_factory=SandboxLimits, description="What one test may use.")
@@ -75,11 +82,14 @@ class UnitTests(Term):
 
     @property
     def carried(self) -> tuple[str, ...]:
-        return (self.tests,) if self.before is None else (self.tests, self.before)
+        return tuple(filter(None, (self.tests, self.before, self.entry_point)))
 
     def row_rule(self, row: Row) -> str:
-        if self.before is not None and not isinstance(row[self.before], str):
-            return f"column {self.before!r} is {type(row[self.before]).__name__}, not text"
+        for column in filter(None, (self.before, self.entry_point)):
+            if not isinstance(row[column], str):
+                return f"column {column!r} is {type(row[column]).__name__}, not text"
+        if self.entry_point is not None and not row[self.entry_point].isidentifier():
+            return f"column {self.entry_point!r} is no name of a function: {row[self.entry_point][:80]!r}"
         found = row[self.tests]
         if isinstance(found, str):
             found = [found]
@@ -96,9 +106,12 @@ class UnitTests(Term):
 
     def attempt(self, text: str, row: Row) -> Attempt:
         """A response's code with the tests of its row, which `row_rule` has let pass."""
-        before = "" if self.before is None else f"{row[self.before]}\n"
-        tests = row[self.tests]
-        return Attempt(before + code_of(text), (tests,) if isinstance(tests, str) else tuple(tests))
+        block = code_block(text)
+        before = "" if self.before is None else row[self.before]
+        between = "" if block is None and self.entry_point is not None else "\n"
+        tests = [row[self.tests]] if isinstance(row[self.tests], str) else row[self.tests]
+        call = "" if self.entry_point is None else f"\ncheck({row[self.entry_point]})\n"
+        return Attempt(f"{before}{between}{text if block is None else block}", tuple(test + call for test in tests))
 
     def worth(self, found: Tested) -> float:
         """What a response is worth whose code did so."""

@@ -18,6 +18,7 @@ from recipes.errors import RequestError
 from recipes.stages.benchmarks.multiple_choice import TRUTHFUL_QA
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.rewards.union import RewardRule
+from rlhf.sandbox.runner import sandbox_finding
 from tests.chat_models import DOCUMENT_END, chat_tokenizer, write_chat_model, write_rows
 from tests.observers import Quiet
 from trainers.evaluation.evaluate_stage import run_evaluate
@@ -308,6 +309,27 @@ def test_answers_are_written_and_scored(bench: Bench) -> None:
     assert [line["values"]["same"] for line in lines] == [1, 0, 0, 0, 0]
     assert (found["same"], found["n"]) == (pytest.approx(0.2), 5)
     assert found["same_high"] == pytest.approx(0.6245, abs=1e-4)  # Wilson's bound of 1 of 5
+
+
+@pytest.mark.skipif(sandbox_finding() is not None, reason=f"{sandbox_finding()}")
+def test_programs_are_run_with_their_tests(bench: Bench) -> None:
+    """What the model adds is a comment, so that the tests alone decide."""
+    rows = [
+        {
+            "prompt": f"def {name}(x):\n    return x + 1\n\n#",
+            "entry_point": name,
+            "test": f"def check(it):\n    assert {what}",
+        }
+        for name, what in (("plus", "it(1) == 2"), ("more", "it(1) == 3"), ("most", "it([]) == 1"))
+    ]
+    keys = {"suite": "code", "samples": 3, "k": [1, 2], "temperature": 1.0, "max_new_tokens": 6, "stop": ["\n"]}
+    found, lines = bench.measure(rows, **keys)
+    assert [line["values"] for line in lines] == [{"pass_at_1": passed, "pass_at_2": passed} for passed in (1, 0, 0)]
+    assert (found["pass_at_1"], found["n"]) == (pytest.approx(1 / 3), 3)
+    assert [line["details"]["scores"]["passed"] for line in lines] == [[1, 1, 1], [0, 0, 0], [0, 0, 0]]
+    assert len({text for line in lines for text in line["details"]["said"]}) > 3
+    with pytest.raises(RequestError, match=r"jsonl:2.*entry_point"):
+        bench.measure([rows[0], {**rows[1], "entry_point": None}], **keys)
 
 
 def test_what_was_answered_before_a_stop_is_not_asked_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

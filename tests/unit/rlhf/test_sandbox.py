@@ -2,15 +2,17 @@
 
 import os
 import time
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from recipes.errors import RequestError
+from recipes.stages.benchmarks.code import CodeProblems, pass_at
 from recipes.stages.rewards.union import RewardTerm
-from recipes.stages.rewards.unit_tests import Attempt, SandboxLimits, code_of
+from recipes.stages.rewards.unit_tests import Attempt, SandboxLimits, code_block
 from rlhf.rewards.terms import open_text_terms, term_finding
 from rlhf.sandbox import kernel
 from rlhf.sandbox.runner import run_tests, sandbox_finding
@@ -95,9 +97,9 @@ def test_a_response_is_worth_the_tests_that_its_code_passes(score: str, expected
 
 
 def test_the_last_block_is_the_code_and_one_that_is_cut_off_counts() -> None:
-    assert code_of("```py\na\n```\nthen\n```python\nb\n```") == "b\n"
-    assert code_of("```python\nx = 1") == "x = 1"
-    assert code_of("x = 1") == "x = 1"
+    assert code_block("```py\na\n```\nthen\n```python\nb\n```") == "b\n"
+    assert code_block("```python\nx = 1") == "x = 1"
+    assert code_block("x = 1") is None
 
 
 @pytest.mark.parametrize("tests", [[], "", 3, ["assert True", "def f(:"], [1]])
@@ -134,3 +136,16 @@ def test_a_kernel_without_user_namespaces_is_refused_by_check_and_by_the_stage(t
         finally:
             os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_pass_at_k_is_the_share_of_choices_of_k_draws_with_one_that_passes() -> None:
+    for draws, passed, k in ((5, 2, 1), (5, 2, 3), (6, 5, 2), (4, 0, 2)):
+        chosen = list(combinations([1] * passed + [0] * (draws - passed), k))
+        assert pass_at(k, draws, passed) == pytest.approx(sum(map(any, chosen)) / len(chosen))
+
+
+@pytest.mark.parametrize("keys", [{"k": [2]}, {"samples": 2}, {"samples": 3, "temperature": 1, "k": [1, 1]}])
+def test_draws_that_are_too_few_or_all_the_same_are_refused(keys: dict[str, Any]) -> None:
+    data = {"source": "jsonl", "files": ["x.jsonl"]}
+    with pytest.raises(ValidationError, match=r"samples|k lists"):
+        CodeProblems.model_validate({"suite": "code", "data": data, **keys})

@@ -116,6 +116,12 @@ class Draft:
             for line in self.lines
         ]
 
+    def move(self, target: str, to: str) -> None:
+        """Write at another target what was written at one, if anything was."""
+        if target in self.values:
+            self.values[to] = self.values.pop(target)
+            self.lines = [replace(line, target=to) if line.target == target else line for line in self.lines]
+
     def of(self, outcome: Outcome) -> list[Line]:
         """The lines of an outcome, but for defaults that have no effect."""
         is_silent = outcome is Outcome.NO_EFFECT

@@ -51,7 +51,7 @@ def finish_reinforcement(draft: Draft) -> None:
         draft.retract("algorithm.clip_", "cispo bounds the weight of a token instead")
     _iterations(draft)
     _mini_batches(draft)
-    if not any(target.startswith(f"rewards.{REWARD}.") for target in values):
+    if not any(target.startswith("rewards.") for target in values):
         draft.reject(("reward",), None, "no key says what a response is rewarded for", Code.MISSING_KEY)
 
 

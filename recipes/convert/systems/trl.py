@@ -1,4 +1,4 @@
-"""TRL's YAML and arguments, as `trl sft --config FILE` and `trl reward` read them."""
+"""TRL's YAML and arguments, as `trl sft --config FILE` and its other commands read them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +9,7 @@ from recipes.convert.draft import Draft
 from recipes.convert.readers import const, lora_targets, module_names, one_of, positive, real, share, text, truth
 from recipes.convert.rows import find_source, merge_sources
 from recipes.convert.rules import (
+    OFF,
     Choice,
     Place,
     Section,
@@ -33,10 +34,11 @@ from recipes.convert.systems.transformers_arguments import (
     TRAINING_ARGUMENTS,
     TRAINING_DEFAULTS,
 )
+from recipes.convert.systems.trl_grpo import DEFAULTS as GRPO_DEFAULTS
+from recipes.convert.systems.trl_grpo import GRPO, LOSSES, MARKS, finish_grpo
 from recipes.problem_codes import Code
 
 _NAME, _CONFIG, _TRAIN_SPLIT, _TEST_SPLIT, _TEXT = "@dataset", "@config", "@train_split", "@test_split", "@text_column"
-_OTHER = refused("belongs to another kind of training")
 
 
 def _loss(value: Any) -> str:
@@ -87,7 +89,8 @@ def _read_mixture(value: Any, draft: Draft, place: Place) -> None:
         except Unfit as error:
             draft.reject((*place, index), item, str(error), error.code)
             return
-    draft.note(place, value, carried("data", const(merge_sources(sources))))
+    target = "prompts" if draft.get(q.KIND) == "rl" else "data"
+    draft.note(place, value, carried(target, const(merge_sources(sources))))
 
 
 _DATA: Table = {
@@ -104,7 +107,6 @@ _DATA: Table = {
     "streaming": LOADING,
     "shuffle_dataset": flag(LOADING, refused("rows are read in an order drawn from the seed")),
     "max_length": carried("train.sequence_length", positive),
-    "max_prompt_length": no_effect("pairs that are longer than the sequence are dropped and counted"),
     "truncation_mode": unless("keep_start", then=refused("longer rows lose their end")),
     "packing": carried("train.packing", truth),
     "packing_strategy": unless("bfd", then=changed("rows are packed whole, best fit first")),
@@ -127,10 +129,11 @@ _METHOD: Table = {
             "reward": carried(q.KIND, const("reward")),
             "dpo": carried(q.KIND, const("preference")),
             "kto": carried("loss.name", const("kto")),
+            "grpo": carried(q.KIND, const("rl")),
         },
-        refused("must be sft, reward, dpo or kto"),
+        refused("must be sft, reward, dpo, kto or grpo"),
     ),
-    "loss_type": unless("nll", "chunked_nll", then=carried("loss.name", _loss)),
+    "loss_type": Choice({**LOSSES, "nll": OFF, "chunked_nll": OFF}, carried("loss.name", _loss)),
     "beta": carried(q.PREFERENCE_WEIGHT, real),
     "desirable_weight": carried("loss.desirable_weight", real),
     "undesirable_weight": carried("loss.undesirable_weight", real),
@@ -142,11 +145,6 @@ _METHOD: Table = {
     "ld_alpha": refused("every token of an answer weighs the same"),
     "sync_ref_model": flag(refused("the reference is the model that the stage starts from")),
     "center_rewards_coefficient": carried("center_coefficient", real),
-    "num_generations": _OTHER,
-    "max_completion_length": _OTHER,
-    "reward_model_name_or_path": _OTHER,
-    "reward_funcs": _OTHER,
-    "use_vllm": _OTHER,
 }
 _PLACEMENT: Table = {"deepspeed": NAMED_FILE, "fsdp": changed("ZeRO 3 shards the same", "shard.zero", const(3)),
                      "fsdp_config": DIVIDES, "config": LOADING, "accelerate_config": DIVIDES}  # fmt: skip
@@ -156,16 +154,28 @@ def _finish(draft: Draft) -> None:
     """Rows from the names of a data set and its splits; which command reads the file."""
     if draft.get("loss.name") == "kto":
         draft.values[q.KIND] = "preference"
+    if q.KIND not in draft.values and any(
+        line.place[:1] and line.place[0] in MARKS and not line.is_default for line in draft.lines
+    ):
+        draft.values[q.KIND] = "rl"
     if q.KIND not in draft.values:
         marks = {"center_coefficient": "reward", q.PREFERENCE_WEIGHT: "preference", "loss.name": "preference"}
         draft.values[q.KIND] = next((kind for key, kind in marks.items() if key in draft.values), "finetune")
         draft.comments["kind"] = (
             "TRL's files do not say which command reads them; --from trl:sft, trl:reward, trl:dpo, trl:kto does"
         )
+    is_rl = draft.values[q.KIND] == "rl"
+    if is_rl:
+        finish_grpo(draft)
+    else:
+        draft.retract("rollout.", "pairs that are longer than the sequence are dropped and counted")
+        for prefix in ("rewards.", "algorithm."):
+            draft.retract(prefix, "belongs to reinforcement learning")
     name = draft.get(_NAME)
     if name is not None and "data" not in draft.values:
-        for target, split in (("data", draft.get(_TRAIN_SPLIT)), ("evaluation", draft.get(_TEST_SPLIT))):
-            if target == "data" or split is not None:
+        trained = "prompts" if is_rl else "data"
+        for target, split in ((trained, draft.get(_TRAIN_SPLIT)), ("evaluation", draft.get(_TEST_SPLIT))):
+            if target == trained or (split is not None and not is_rl):
                 draft.values[target] = find_source(draft, name, name=draft.get(_CONFIG), split=split)
                 if draft.get(_TEXT) not in (None, "text"):
                     draft.values[target]["columns"] = {"text": draft.get(_TEXT)}
@@ -176,23 +186,27 @@ def _kind_of(value: Mapping[str, Any]) -> str | None:
     kind = kinds.get(str(value.get(COMMAND)))
     if kind is not None:
         return kind
-    return "rl" if "num_generations" in value else "preference" if "beta" in value else None
+    return "rl" if MARKS & value.keys() else "preference" if "beta" in value else None
 
 
+_ANY_DEFAULTS = {
+    **TRAINING_DEFAULTS, "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "gradient_checkpointing": True,
+    "bf16": "auto",
+}  # fmt: skip
 _DEFAULTS = {
-    **TRAINING_DEFAULTS, "learning_rate": 2e-5, "max_length": 1024, "packing": False, "lora_r": 16, "lora_alpha": 32,
-    "lora_dropout": 0.05, "gradient_checkpointing": True, "bf16": "auto", "assistant_only_loss": False,
+    **_ANY_DEFAULTS, "learning_rate": 2e-5, "max_length": 1024, "packing": False, "assistant_only_loss": False,
 }  # fmt: skip
 SYSTEM = System(
     "trl",
     "TRL",
     frozenset({"dataset_name", "dataset_config", "dataset_train_split", "use_peft", "max_length"}),
-    {**TRAINING_ARGUMENTS, **_MODEL, **_DATA, **_METHOD, **_PLACEMENT},
+    {**TRAINING_ARGUMENTS, **_MODEL, **_DATA, **GRPO, **_METHOD, **_PLACEMENT},
     _DEFAULTS,
     command_defaults={
         run: {**_DEFAULTS, "learning_rate": rate}
         for run, rate in {"reward": 1e-4, "dpo": 1e-6, "kto": 1e-6, "preference": 1e-6}.items()
-    },
+    }
+    | {key: {**_ANY_DEFAULTS, **GRPO_DEFAULTS} for key in ("grpo", "rl")},
     finish=_finish,
     kind_of=_kind_of,
 )  # fmt: skip

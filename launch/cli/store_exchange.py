@@ -44,7 +44,7 @@ def import_model(
 ) -> None:
     """Take a bundle, a model folder, a GGUF file or what `store export` wrote into the store, every byte checked."""
     from recipes.models.folders import find_sentencepiece
-    from trainers.models.imports import import_folder
+    from trainers.models.imports import import_folder, import_merged
     from trainers.store.bundle import is_bundle, read_bundle
     from trainers.store.foreign_checkpoints import left_behind
     from trainers.store.untrusted_files import is_gguf
@@ -66,7 +66,7 @@ def import_model(
             typer.echo(line, err=True)
         taken = [opened.resolve(parent.fingerprint) for parent in imported.parents.values()] + [imported]
         if merge:
-            taken.append(_import_merged(opened, imported, source or folder.absolute().name))
+            taken.append(import_merged(opened, imported, source or folder.absolute().name))
     if not taken:
         raise RequestError(f"{folder} holds no artifacts")
     if name is not None:
@@ -101,20 +101,6 @@ def _import_sentencepiece(store: "Store", folder: Path, name: str, source: str |
     with tempfile.TemporaryDirectory(prefix="trainwright-sentencepiece-") as place:
         write_folder(folder, name, Path(place) / "model")
         return import_folder(store, Path(place) / "model", source=source or folder.absolute().name)
-
-
-def _import_merged(store: "Store", adapter: "ArtifactManifest", source: str) -> "ArtifactManifest":
-    """Take in the model that an imported adapter and its base make together."""
-    import tempfile
-
-    from trainers.models.imports import import_folder
-    from trainers.store.export import export as export_artifact
-
-    if adapter.kind != "adapter":
-        raise RequestError(f"--merge: the folder holds an artifact of kind {adapter.kind}, not an adapter")
-    with tempfile.TemporaryDirectory(prefix="trainwright-merge-") as place:
-        merged = export_artifact(store, adapter, Path(place) / "merged", merge=True)
-        return import_folder(store, merged, source=f"{source}, merged")
 
 
 def export(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from recipes.models.images.folders import TEXT_ENCODER, TEXT_TOKENIZER, read_ima
 from recipes.models.vision_language import PROCESSOR_FILES
 from recipes.tokenizers.token_contract import CONFIG_FILES
 from trainers.data.tokenizer import TOKENIZER_FILES, tokenization_from_files
+from trainers.store.export import export
 from trainers.store.foreign_checkpoints import refuse_shards
 from trainers.store.hf_loaders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from trainers.store.import_records import note_origin
@@ -102,6 +104,28 @@ def import_folder(
 def describe_folder(folder: Path, *, source: str | None = None) -> ArtifactManifest:
     """Return what `import_folder` would commit; every file is read, nothing is written."""
     return _manifests(_look(folder.absolute()), source, _hash)[-1]
+
+
+def import_merged(store: Store, adapter: ArtifactManifest, source: str) -> ArtifactManifest:
+    """Commit what an imported adapter and its base make together; raises RequestError for another kind of artifact.
+
+    The artifact holds the adapter too, as those of stages do: stages open it unmerged, or let it learn on. What is no
+    language model is committed by itself.
+    """
+    if adapter.kind != "adapter":
+        raise RequestError(f"--merge: the folder holds an artifact of kind {adapter.kind}, not an adapter")
+    with tempfile.TemporaryDirectory(prefix="trainwright-merge-") as place:
+        folder = export(store, adapter, Path(place) / "merged", merge=True)
+        found, source = _look(folder), f"{source}, merged"
+        if found.kind != "model":
+            return import_folder(store, folder, source=source)
+        files = {**adapter.files, **{name: store.objects.put_file(path) for name, path in found.files.items()}}
+    digest = files_digest(files)
+    named = {"fingerprint": sha256_hex(canonical_json({"import": digest})), "digest": digest, "files": files}
+    told = {"contract": found.contract, "architecture": found.architecture, "source": source}
+    committed = store.put_artifact(adapter.model_copy(update=named | told)).manifest
+    note_origin(store.files, committed.fingerprint, source)
+    return committed
 
 
 def import_tokenizer(store: Store, folder: Path, *, source: str | None = None) -> ArtifactManifest:

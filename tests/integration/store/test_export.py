@@ -149,9 +149,10 @@ def test_an_exported_adapter_comes_back_with_its_base_and_merged(
     assert base.digest in [manifest.digest for manifest in taken.list_artifacts()]
     expected = logits(PeftModel.from_pretrained(load(store.folder(base, "model")), store.folder(chat, "adapter")))
     assert torch.allclose(logits(load(taken.folder(merged, "model"))), expected, atol=1e-5)
-    (alone,) = [manifest for manifest in taken.list_artifacts() if manifest.kind == "adapter"]
+    adapters = [manifest for manifest in taken.list_artifacts() if manifest.kind == "adapter"]
     weights = "adapter/adapter_model.safetensors"
-    assert (alone.base, alone.files[weights]) == (base.digest, chat.files[weights])
+    assert [(found.base, found.files[weights]) for found in adapters] == [(base.digest, chat.files[weights])] * 2
+    assert parts_of(merged) == ["adapter", "model"]
 
 
 def test_an_adapter_without_its_model_is_not_taken_in(

@@ -20,7 +20,7 @@ from trainers.data.tokenizer import load_tokenization
 from trainers.models.decoder import build_decoder
 from trainers.models.folders import write_model
 from trainers.models.grown import add_tokens, learn_only
-from trainers.models.imports import import_folder
+from trainers.models.imports import import_folder, import_merged
 from trainers.models.lora import add_adapter, fill_adapter
 from trainers.models.protocol import TokenizerFacts
 from trainers.models.stack import load_exact
@@ -197,8 +197,9 @@ def test_a_dora_adapter_of_peft_learns_on_as_the_same_adapter(
     workshop: Workshop, precision: str, tmp_path: Path
 ) -> None:
     dora: dict[str, Any] = {"dora": True, "target_modules": ["q_proj", "up_proj"]}
-    name = f"dora-{precision}"
-    first = export(workshop.store, tuned(workshop, name, "untied", dora, precision), tmp_path / "first")
+    first = export(workshop.store, tuned(workshop, f"dora-{precision}", "untied", dora, precision), tmp_path / "first")
+    name = f"peft-{precision}"
+    workshop.made[name] = import_merged(workshop.store, import_folder(workshop.store, first), "mine")
     start = logits(PeftModel.from_pretrained(stock(first / "base"), str(first)))
     spec = tune_spec(name, dora, precision)
     model, weights = build_stage_model(spec, workshop.context("seen", {"init_from": name}), workshop.tokenization)

@@ -6,10 +6,11 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from recipes.artifact_kinds import ArtifactKind
+from recipes.artifact_kinds import ArtifactKind, OutputKind
 from recipes.errors import RequestError
+from recipes.models.families import HOLDERS
 from recipes.models.folder_classes import find_class
 from recipes.models.folders import sentencepiece_conversion
 from recipes.models.images.base import SETTINGS
@@ -117,7 +118,7 @@ def import_merged(store: Store, adapter: ArtifactManifest, source: str) -> Artif
     with tempfile.TemporaryDirectory(prefix="trainwright-merge-") as place:
         folder = export(store, adapter, Path(place) / "merged", merge=True)
         found, source = _look(folder), f"{source}, merged"
-        if found.kind != "model":
+        if adapter.kind not in HOLDERS.get(cast(OutputKind, found.kind), ()):
             return import_folder(store, folder, source=source)
         files = {**adapter.files, **{name: store.objects.put_file(path) for name, path in found.files.items()}}
     digest = files_digest(files)

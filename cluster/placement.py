@@ -13,6 +13,7 @@ from cluster.topology import Node, Refusal, Request, fit
 from recipes.errors import CapacityError, Preempted
 
 PATIENCE_S = 1  # Ray takes whole seconds
+NODE_LABEL = "ray.io/node-id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +34,11 @@ def reserve(
     nodes: Callable[[], Sequence[Node]],
     name: str,
     timeout_s: float,
-    on_wait: Callable[[str], None] | None = None,
+    on_wait: Callable[[str], None] = lambda text: None,
     is_cancelled: Callable[[], bool] = lambda: False,
+    avoided: Sequence[str] = (),
 ) -> Reservation:
-    """Reserves the request.
+    """Reserves the request, on none of the nodes with the `avoided` ids, which Ray has not given up yet.
 
     Raises `CapacityError`, at once if it can never be, at the deadline if others hold it; `Preempted` when cancelled.
     """
@@ -49,6 +51,7 @@ def reserve(
         [{key: amount for key, amount in bundle.items() if amount} for _ in range(request.num_workers)],
         strategy="STRICT_PACK" if request.same_node else "PACK",
         name=name,
+        bundle_label_selector=[{NODE_LABEL: f"!in({','.join(avoided)})"}] * request.num_workers if avoided else None,
     )
     deadline = time.monotonic() + timeout_s
     told = ""
@@ -63,7 +66,7 @@ def reserve(
             short = fit(request, present, free=True)
             reason = short.reason if isinstance(short, Refusal) else "room, but Ray has not placed it"
             holding = f"{reason}; held by {', '.join(holders(name)) or 'work that Ray does not name'}"
-            if on_wait and holding != told:
+            if holding != told:
                 told = holding
                 on_wait(f"waiting for resources: {holding}")
             if time.monotonic() >= deadline:
@@ -73,6 +76,8 @@ def reserve(
     except BaseException:
         remove_placement_group(group)
         raise
+    if told:
+        on_wait("")
     return Reservation(group, places)
 
 

@@ -57,6 +57,9 @@ class WorkerSpec:
     """From `stop` to the kill."""
     stall_limits_s: Mapping[str, float] = field(default_factory=dict)
     """Longest silence per phase; `"*"` is every other phase; without it silence is unlimited."""
+    stall_after_s: float | None = None
+    """Least silence that counts as a stall: of ranks that train, if it is also 10 of their usual steps; of a rank whose
+    process is stopped, and of a worker that does not answer. None: silence is limited by `stall_limits_s` alone."""
     beat_interval_s: float = 0.25
 
 

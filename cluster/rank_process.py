@@ -168,6 +168,7 @@ class RankProcess:
         self._oom_before = 0
         self._log_start = 0
         self._rss_bytes = 0
+        self._stopped_at: float | None = None
         self._lock = threading.Lock()
         self._stacks = os.memfd_create("stacks")
         self._ours, theirs = socket.socketpair()
@@ -241,13 +242,30 @@ class RankProcess:
         """Seconds since the last beat."""
         return time.monotonic() - self.beat.at
 
+    def stopped_s(self) -> float:
+        """Seconds for which a signal has had the process stopped, as far as this was called meanwhile."""
+        state = ""
+        with contextlib.suppress(OSError):
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        if state != "T":
+            self._stopped_at = None
+            return 0.0
+        now = time.monotonic()
+        if self._stopped_at is None:
+            self._stopped_at = now
+        return now - self._stopped_at
+
     def stacks(self, timeout_s: float = 2.0) -> str:
-        """Python stacks of all threads, whatever they wait for; empty if the process cannot answer."""
+        """Python stacks of all threads, whatever they wait for; empty if the process cannot answer.
+
+        A stopped process continues, to answer.
+        """
         if not (self.pid and self.is_alive):
             return ""
         before = os.fstat(self._stacks).st_size
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGUSR1)
+            os.kill(self.pid, signal.SIGCONT)
         deadline = time.monotonic() + timeout_s
         size = before
         while time.monotonic() < deadline:

@@ -31,14 +31,14 @@ WORKER_START_TIMEOUT_S = 120.0
 class RayGroup:
     """`WorkerGroup` on a connected Ray: its resources are held from now on.
 
-    `on_wait` is told who holds them while it waits. Raises `CapacityError` at once when the cluster can never take it,
-    or when the spec's deadline passes.
+    `on_wait` is told who holds them while it waits, and in a run which node does not answer; "" when that is over.
+    Raises `CapacityError` at once when the cluster can never take it, or when the spec's deadline passes.
     """
 
     def __init__(self, session: "Session", spec: WorkerSpec, on_wait: Callable[[str], None] | None = None) -> None:
         self.spec = spec
         self._session = session
-        self._on_wait = on_wait
+        self._on_wait = on_wait or (lambda text: None)
         self._reservation: Reservation | None = None
         self._ranks: list[Rank] = []
         self._stop = StopWish(spec.stop_grace_s)
@@ -67,7 +67,7 @@ class RayGroup:
             self._place()
             run_id = uuid.uuid4().hex
             calls = self._start(run_id, name, payload, label)
-            run = Run(self._session, self.spec, run_id, calls, on_beat, self._stop)
+            run = Run(self._session, self.spec, run_id, calls, on_beat, self._stop, self._on_wait)
             try:
                 ends = run.follow()
             except BaseException:
@@ -125,6 +125,7 @@ class RayGroup:
                     spec.placement_timeout_s,
                     self._on_wait,
                     lambda: self._session.is_cancelled,
+                    self._session.avoided(),
                 )
             self._ranks = self._start_workers()
         except BaseException:
@@ -219,7 +220,7 @@ class RayGroup:
             # Ray would wait a minute for what has ended, and then end this process; the rest has ended with it.
             self._reservation = None
             return
-        calls = [rank.actor.close.remote() for rank in ranks]
+        calls = [rank.actor.close.remote() for rank in ranks if not rank.is_cut_off]
         with contextlib.suppress(Exception):  # dead workers are as good as closed ones
             ray.wait(calls, num_returns=len(calls), timeout=CALL_TIMEOUT_S)
         for rank in ranks:

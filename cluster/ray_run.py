@@ -4,7 +4,8 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +14,16 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.protocol import Json, OnBeat, Verdict, WorkerFailed, WorkerSpec
-from cluster.supervise import Pulse, RankEnd, find_stall, judge, odd_rank
+from cluster.protocol import Json, OnBeat, Verdict, VerdictKind, WorkerFailed, WorkerSpec
+from cluster.silence import LOST_AFTER_S, SAY_AFTER_S, Answers, Pace
+from cluster.supervise import UNLIMITED_S, Pulse, RankEnd, find_stall, judge, odd_rank
 from cluster.worker import take_folder
 
 if TYPE_CHECKING:
     from cluster.session import Session
 
 CALL_TIMEOUT_S = 10.0
+STACKS_TIMEOUT_S = 4.0
 # How long the others get to say how they ended; a broken connection waits longer, for its cause.
 GRACE_S = 1.0
 CONSEQUENCE_GRACE_S = 5.0
@@ -49,6 +52,8 @@ class Rank:
     log: Path = Path()
     log_start: int = 0
     log_offset: int = 0
+    is_cut_off: bool = False
+    """Whether its node takes no connection any more."""
 
     @property
     def ships_log(self) -> bool:
@@ -73,6 +78,7 @@ class Run:
         calls: dict[Any, Rank],
         on_beat: OnBeat | None,
         stop: StopWish,
+        on_wait: Callable[[str], None],
     ) -> None:
         self.lost: list[Rank] = []
         """Ranks whose worker, not only its process, is gone."""
@@ -83,6 +89,11 @@ class Run:
         self._ranks = list(calls.values())
         self._on_beat = on_beat
         self._stop = stop
+        self._on_wait = on_wait
+        self._answers = Answers((rank.number for rank in self._ranks), time.monotonic())
+        self._pace = Pace()
+        self._look_at = self._say_at = SAY_AFTER_S
+        """Seconds of silence at which the silent are looked at next, and at which people are told next."""
         self._polls: dict[Any, Rank] = {}
         self._poll_at = dict.fromkeys((rank.number for rank in self._ranks), 0.0)
         self._ends: dict[int, RankEnd] = {}
@@ -107,7 +118,9 @@ class Run:
                     self._take_end(call, self._calls.pop(call))
                 else:
                     self._take_pulse(call, self._polls.pop(call))
+            self._answers.tick(time.monotonic())
             self._check_stop()
+            self._check_answers()
             self._check_stall()
             self._check_abort()
         self._fetch_logs()
@@ -139,6 +152,7 @@ class Run:
             pulse: Json = ray.get(call)
         except RayError:
             return  # the call of the run says what happened
+        self._answers.heard(rank.number)
         if not pulse:
             return
         self._append_log(rank, pulse.pop("log", b""))
@@ -148,6 +162,7 @@ class Run:
         if is_started:
             self._session.watch([pulse["pid"]])
         if is_new and rank.number not in self._ends:
+            self._pace.heard(rank.number, pulse["phase"], time.monotonic())
             self._tell(rank, pulse["phase"], pulse["progress"])
 
     def _tell(self, rank: Rank, phase: str, progress: Json) -> None:
@@ -202,33 +217,96 @@ class Run:
         deadline = self._stop.asked_at + self._stop.grace_s
         self._abort_at = deadline if self._abort_at is None else min(self._abort_at, deadline)
 
+    def _check_answers(self) -> None:
+        """Say who does not answer, and end what does not for too long: at once where the node takes no connection."""
+        silent = {rank.number: self._answers.silent_s(rank.number) for rank in self._calls.values()}
+        longest_s = max(silent.values(), default=0.0)
+        if longest_s < SAY_AFTER_S < self._say_at:
+            self._on_wait("")
+            self._look_at = self._say_at = SAY_AFTER_S
+        if longest_s < self._look_at:
+            return
+        self._look_at = longest_s + 1.0
+        limit_s = self._spec.stall_after_s or UNLIMITED_S
+        quiet = [rank for rank in self._calls.values() if silent[rank.number] >= SAY_AFTER_S]
+        if longest_s >= self._say_at:
+            self._say_at += SAY_AFTER_S
+            self._on_wait(f"no answer from {_nodes(quiet)} for {longest_s:.0f} s")
+        cut_off = self._session.cut_off({rank.node_id for rank in quiet})
+        for rank in quiet:
+            rank.is_cut_off, silent_s = rank.node_id in cut_off, silent[rank.number]
+            where = f"rank {rank.number} on node {rank.node} during {rank.pulse.get('phase') or 'start'}"
+            if rank.is_cut_off and silent_s >= LOST_AFTER_S:
+                self._session.avoid(rank.node_id)
+                self._give_up(rank, "lost", f"lost node {rank.node}: no answer for {silent_s:.0f} s: {where}", silent_s)
+            elif silent_s >= limit_s:
+                message = f"Ray's worker process does not answer for {silent_s:.0f} s: {where}"
+                self._give_up(rank, "stall", message, silent_s)
+
+    def _give_up(self, rank: Rank, kind: VerdictKind, message: str, silent_s: float) -> None:
+        """End a rank whose worker does not answer, without it."""
+        end = RankEnd(
+            rank=rank.number,
+            node=rank.node,
+            at=time.time() - silent_s,
+            kind=kind,
+            message=message,
+            infrastructure=True,
+            tail=_last_lines(rank.log, rank.log_start),
+        )
+        self._collect_stacks([other for other in self._calls.values() if other is not rank and not other.is_cut_off])
+        for calls in (self._calls, self._polls):
+            for call in [call for call, other in calls.items() if other is rank]:
+                del calls[call]
+                # Taken when it comes: Ray prints an error that nobody took.
+                call.future().add_done_callback(Future.exception)
+        self._ends[rank.number] = end
+        self.lost.append(rank)
+        ray.kill(rank.actor)
+        self._abort_at = time.monotonic()
+
+    def _collect_stacks(self, ranks: Sequence[Rank]) -> None:
+        calls = {rank.number: rank.actor.stacks.remote() for rank in ranks if rank.number not in self._stacks}
+        ready, _ = (
+            ray.wait(list(calls.values()), num_returns=len(calls), timeout=STACKS_TIMEOUT_S) if calls else ([], [])
+        )
+        for number, call in calls.items():
+            if call in ready:
+                with contextlib.suppress(RayError):
+                    self._stacks[number] = ray.get(call)
+
     def _check_stall(self) -> None:
-        if self._stalled or not self._spec.stall_limits_s:
+        spec = self._spec
+        if self._stalled or self._abort_at is not None:
             return
         pulses = {
-            rank.number: Pulse(rank.pulse["phase"], rank.pulse["silent_s"], rank.pulse["progress"])
+            rank.number: Pulse(
+                rank.pulse["phase"],
+                rank.pulse["silent_s"] + self._answers.silent_s(rank.number),
+                rank.pulse["progress"],
+                rank.pulse["stopped_s"],
+            )
             for rank in self._calls.values()
             if "phase" in rank.pulse
         }
-        late = find_stall(pulses, self._spec.stall_limits_s)
+        least_s = spec.stall_after_s or UNLIMITED_S
+        late = find_stall(pulses, spec.stall_limits_s, least_s, self._pace.limit_s(least_s))
         if not late:
             return
-        stacks = {rank.number: rank.actor.stacks.remote() for rank in self._calls.values()}
-        for number, call in stacks.items():
-            with contextlib.suppress(RayError):
-                self._stacks[number] = ray.get(call, timeout=CALL_TIMEOUT_S)
+        self._collect_stacks(list(self._calls.values()))
         odd = odd_rank(pulses, self._stacks)
         rank = next(rank for rank in self._ranks if rank.number == odd)
         pulse = pulses[odd]
         step = f" at step {pulse.progress['step']}" if "step" in pulse.progress else ""
         silent_s = max(pulses[number].silent_s for number in late)
+        stopped = " (its process is stopped)" if pulse.stopped_s else ""
         self._stalled = RankEnd(
             rank=odd,
             node=rank.node,
             at=0.0,  # before the ends that the kill brings
             kind="stall",
             message=f"no progress for {silent_s:.0f} s: rank {odd} on node {rank.node} holds up the group in "
-            f"{pulse.phase}{step}",
+            f"{pulse.phase}{step}{stopped}",
             infrastructure=True,
             traceback=self._stacks.get(odd, ""),
             tail=_last_lines(rank.log, rank.log_start),
@@ -267,7 +345,7 @@ class Run:
     def _fetch_logs(self) -> None:
         for rank in self._ranks:
             deadline = time.monotonic() + CALL_TIMEOUT_S
-            while rank.ships_log and time.monotonic() < deadline:
+            while rank.ships_log and not rank.is_cut_off and time.monotonic() < deadline:
                 offset = rank.log_offset
                 try:
                     data = ray.get(rank.actor.read_log.remote(rank.log_offset), timeout=CALL_TIMEOUT_S)
@@ -277,6 +355,12 @@ class Run:
                 self._append_log(rank, data)
                 if rank.log_offset == offset:
                     break
+
+
+def _nodes(ranks: Sequence[Rank]) -> str:
+    """Which nodes these ranks are on, in words."""
+    addresses = sorted({rank.node for rank in ranks})
+    return f"node{'s' if len(addresses) > 1 else ''} {', '.join(addresses)}"
 
 
 def _take_from(rank: Rank) -> bytes:

@@ -5,11 +5,13 @@ import contextlib
 import importlib
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +42,7 @@ OBJECT_STORE_BYTES = 80 * 2**20  # Ray's least is 75 MiB; nothing of size goes t
 TEMPORARY = "t"  # in the folder of an embedded Ray: what ranks write on the way
 SHUTDOWN_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 30.0
+REACH_TIMEOUT_S = 1.0
 START_TIMEOUT_S = 120.0
 SOCKET_PATH_ROOM = 30  # Ray's socket paths under the folder take up to 67 of the 107 bytes that the kernel allows
 
@@ -111,6 +114,9 @@ class Session:
         self._imports: tuple[str, dict[str, str]] | None = None
         self._fork_server: ForkServerProcess | None = None
         self._groups: list[WorkerGroup] = []
+        self._doors: dict[str, tuple[str, int]] = {}
+        """Where the raylet of each node listens."""
+        self._avoided: set[str] = set()
         self._services: list[tuple[str, psutil.Process]] = []
         self._is_shut_down = False
         self._cancelled = threading.Event()
@@ -141,14 +147,17 @@ class Session:
         return self._fork_server.address
 
     def nodes(self) -> list[Node]:
-        """Living nodes: totals, and what is free at this moment."""
+        """Living nodes that are not avoided: totals, and what is free at this moment."""
         ray = importlib.import_module("ray")
         state = importlib.import_module("ray._private.state")
         find_free = getattr(state, "available_resources_per_node", None)
         free: dict[str, dict[str, float]] | None = find_free() if find_free else None
         found = []
-        for entry in ray.nodes():
-            if not entry["Alive"]:
+        entries = [entry for entry in ray.nodes() if entry["Alive"]]
+        self._doors = {entry["NodeID"]: (entry["NodeManagerAddress"], entry["NodeManagerPort"]) for entry in entries}
+        avoided = self.avoided()
+        for entry in entries:
+            if entry["NodeID"] in avoided:
                 continue
             total = entry["Resources"]
             left = total if free is None else free.get(entry["NodeID"], {})
@@ -164,6 +173,31 @@ class Session:
                 )
             )
         return sorted(found, key=lambda node: (node.address, node.id))
+
+    def cut_off(self, node_ids: Collection[str]) -> set[str]:
+        """Those of the nodes whose raylet takes no connection; one that is too busy to answer takes it."""
+
+        def takes_connection(node_id: str) -> bool:
+            try:
+                socket.create_connection(self._doors[node_id], timeout=REACH_TIMEOUT_S).close()
+            except (KeyError, OSError):
+                return False
+            return True
+
+        if not node_ids:
+            return set()
+        with ThreadPoolExecutor(min(32, len(node_ids))) as pool:
+            taken = pool.map(takes_connection, node_ids)
+            return {node_id for node_id, is_taken in zip(node_ids, taken, strict=True) if not is_taken}
+
+    def avoid(self, node_id: str) -> None:
+        """Uses this node no more until it can be reached again: Ray takes a minute to give one up."""
+        self._avoided.add(node_id)
+
+    def avoided(self) -> list[str]:
+        """Ids of nodes that could not be reached and cannot be yet, though Ray still counts on them."""
+        self._avoided = self.cut_off(self._avoided & self._doors.keys())
+        return sorted(self._avoided)
 
     def close_at_shutdown(self, group: WorkerGroup) -> None:
         """Closes the group when the session ends, unless that was done before."""

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cluster.protocol import Json, Verdict, VerdictKind
+from cluster.silence import STEPPING
+
+UNLIMITED_S = float("inf")
 
 # What the others of a group raise when one of them dies: never the first cause if any other is known.
 _CONSEQUENCE = re.compile(
@@ -182,20 +185,37 @@ class Pulse:
     phase: str
     silent_s: float
     progress: Mapping[str, Any] = field(default_factory=dict)
+    stopped_s: float = 0.0
+    """For how long its process has been stopped by a signal."""
 
 
-def find_stall(pulses: Mapping[int, Pulse], limits_s: Mapping[str, float]) -> list[int]:
-    """Ranks silent for longer than their phase allows; none unless the limits name the phase or `"*"`."""
-    unlimited = float("inf")
-    return [
+def find_stall(
+    pulses: Mapping[int, Pulse],
+    limits_s: Mapping[str, float],
+    stopped_limit_s: float = UNLIMITED_S,
+    pace_limit_s: float = UNLIMITED_S,
+) -> list[int]:
+    """Ranks silent for longer than their phase allows (unlimited unless the limits name it or `"*"`), or stopped for
+    longer than `stopped_limit_s`; all ranks when all of them train and are silent beyond `pace_limit_s`.
+
+    Where one waits for the store, neither it has stalled nor those that wait for it.
+    """
+    late = [
         rank
         for rank, pulse in sorted(pulses.items())
-        if pulse.silent_s > limits_s.get(pulse.phase, limits_s.get("*", unlimited))
+        if pulse.silent_s > limits_s.get(pulse.phase, limits_s.get("*", UNLIMITED_S))
+        or pulse.stopped_s > stopped_limit_s
     ]
+    if late or not all(pulse.phase == STEPPING and pulse.silent_s > pace_limit_s for pulse in pulses.values()):
+        return late
+    return sorted(pulses)
 
 
 def odd_rank(pulses: Mapping[int, Pulse], stacks: Mapping[int, str]) -> int:
-    """Whom the others wait for: alone in its place, or outside a collective, or behind, or silent the longest."""
+    """Whom the others wait for: stopped, alone in its place, outside a collective, behind, or silent the longest."""
+    stopped = {rank: pulse.stopped_s for rank, pulse in pulses.items() if pulse.stopped_s}
+    if stopped:
+        return max(stopped, key=lambda rank: (stopped[rank], -rank))
     places = {rank: (pulse.phase, pulse.progress.get("step")) for rank, pulse in pulses.items()}
     crowd = Counter(places.values())
     fewest = min(crowd.values())

@@ -116,6 +116,7 @@ class Worker:
             "phase": current.beat.phase,
             "progress": current.beat.progress,
             "silent_s": current.silent_s(),
+            "stopped_s": current.stopped_s(),
             "pid": current.pid,
             "rss_bytes": current.rss_bytes(),
         }

@@ -32,6 +32,13 @@ class Cluster(Strict):
     placement_timeout_s: int = placement(
         300, ge=1, le=86_400, description="Seconds to wait for busy resources before giving up."
     )
+    stall_after_s: int = placement(
+        30,
+        ge=5,
+        le=86_400,
+        description="Seconds without progress after which training counts as stalled, or 10 of its usual steps if "
+        "that is longer; also for a worker that was stopped or does not answer.",
+    )
     max_retries: int = placement(
         2, ge=0, le=100, description="Further attempts at a stage after an infrastructure failure."
     )

@@ -245,6 +245,8 @@ def _print_summary(summary: "RunSummary", in_full: bool) -> None:
     typer.echo(f"{summary.run}  {summary.state}  {done}/{len(summary.stages)} stages")
     if summary.message and (in_full or summary.state in ("failed", "lost")):
         typer.echo("  " + summary.message.replace("\n", "\n  "))
+    if summary.waiting:
+        typer.echo(f"  {summary.waiting}")
     for stage in summary.stages:
         if in_full or stage.state in ("running", "failed"):
             step = f" {stage.step}/{stage.steps}" if stage.step is not None and stage.state == "running" else ""

@@ -1,8 +1,8 @@
 """The journal of a run: one JSON line per event, and the summary that `status` makes of them.
 
-Events: run_submitted, run_started, stage_started, phase, progress, note, stage_committed, stage_failed, run_finished,
-report_written. Every line carries `event` and `at` (seconds since the epoch); `progress` lines double as the driver's
-heartbeat and say, as `next_s`, when the next one is due at the latest.
+Events: run_submitted, run_started, stage_started, phase, progress, note, waiting, stage_committed, stage_failed,
+run_finished, report_written. Every line carries `event` and `at` (seconds since the epoch); `progress` lines double as
+the driver's heartbeat and say, as `next_s`, when the next one is due at the latest.
 """
 
 import os
@@ -115,6 +115,8 @@ class RunSummary:
     started_at: float | None = None
     updated_at: float | None = None
     message: str | None = None
+    waiting: str | None = None
+    """What it waits for: resources, or a node that does not answer."""
     exit_code: int | None = None
     report: str | None = None
     address: str | None = None
@@ -138,7 +140,7 @@ def _apply(summary: RunSummary, stages: dict[str, StageSummary], event: Event) -
             summary.started_at = summary.started_at or event["at"]
             if summary.submission is None:
                 summary.address = event.get("address")
-            summary.message = summary.exit_code = summary.report = None
+            summary.message = summary.waiting = summary.exit_code = summary.report = None
             for entry in stages.values():
                 if entry.state in ("running", "failed"):
                     entry.state, entry.error = "waiting", None
@@ -149,6 +151,8 @@ def _apply(summary: RunSummary, stages: dict[str, StageSummary], event: Event) -
             stage.phase = event.get("phase") or stage.phase
             stage.step = event["step"] if event.get("step") is not None else stage.step
             stage.steps = event["steps"] if event.get("steps") is not None else stage.steps
+        case "waiting":
+            summary.waiting = event["text"] or None
         case "stage_committed" if stage and event.get("cached") and stage.state == "committed":
             pass  # a resume that finds what this very run has made
         case "stage_committed" if stage:
@@ -156,11 +160,12 @@ def _apply(summary: RunSummary, stages: dict[str, StageSummary], event: Event) -
             stage.fingerprint, stage.digest = event.get("fingerprint"), event.get("digest")
             stage.seconds, stage.gate, stage.phase = event.get("seconds"), event.get("gate"), None
         case "stage_failed" if stage:
+            summary.waiting = None
             stage.state, stage.error = "failed", (event.get("verdict") or {}).get("message")
         case "report_written":
             summary.report = event["path"]
         case "run_finished":
-            summary.state, summary.message = event["state"], event.get("message")
+            summary.state, summary.message, summary.waiting = event["state"], event.get("message"), None
             summary.exit_code = event.get("exit_code")
             for entry in stages.values():
                 if entry.state == "running":

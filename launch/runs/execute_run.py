@@ -40,6 +40,8 @@ class PoolRequest:
     log_folder: Path
     first_workers: int
     say: Callable[[str], None]
+    on_wait: Callable[[str], None]
+    """Told what the run waits for; "" when that is over."""
     on_connected: Callable[[Callable[[], None]], None]
     """Called once the cluster answers, before anything waits for it, with a function that cancels the wait."""
 
@@ -80,7 +82,7 @@ def ray_pool(request: PoolRequest) -> WorkerPool:
     def make_group(spec: WorkerSpec) -> WorkerGroup:
         from cluster.ray_group import RayGroup  # imports ray, which takes a second
 
-        return RayGroup(session, spec, request.say)
+        return RayGroup(session, spec, request.on_wait)
 
     try:
         session = connect()
@@ -99,6 +101,7 @@ def ray_pool(request: PoolRequest) -> WorkerPool:
             request.log_folder,
             gpus_per_worker=int(cluster.gpus_per_worker),
             placement_timeout_s=cluster.placement_timeout_s,
+            stall_after_s=cluster.stall_after_s,
             environment=environment,
             on_close=session.shutdown,
         )
@@ -136,7 +139,16 @@ def execute_run(
 
             def assemble(first_workers: int) -> WorkerPool:
                 return make_pool(
-                    PoolRequest(record.run, resolved, address, log_folder, first_workers, view.say, on_connected)
+                    PoolRequest(
+                        run=record.run,
+                        resolved=resolved,
+                        address=address,
+                        log_folder=log_folder,
+                        first_workers=first_workers,
+                        say=view.say,
+                        on_wait=events.waiting,
+                        on_connected=on_connected,
+                    )
                 )
 
             check_disk(plan, record.store)

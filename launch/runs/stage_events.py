@@ -52,6 +52,12 @@ class StageEvents:
         with self._lock:
             self.latest.stage = None
 
+    def waiting(self, text: str) -> None:
+        """Keep for `status`, and show, what the run waits for; "" when that is over."""
+        self._journal.write("waiting", text=text)
+        if text:
+            self._view.say(text)
+
     def refused(self, stage: str, message: str) -> None:
         """A gate refused an input of a stage."""
         verdict = {"kind": "gate", "message": message}

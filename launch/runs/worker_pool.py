@@ -40,6 +40,7 @@ class StageWorkers:
         *,
         gpus_per_worker: int = 0,
         placement_timeout_s: float = 300.0,
+        stall_after_s: float | None = None,
         environment: dict[str, str] | None = None,
         on_close: Callable[[], None] | None = None,
     ) -> None:
@@ -51,6 +52,7 @@ class StageWorkers:
             "placement_timeout_s": placement_timeout_s,
             "environment": environment or {},
             "stall_limits_s": STALL_LIMITS_S,
+            "stall_after_s": stall_after_s,
         }
         self._gpus_per_worker = gpus_per_worker
         self._on_close = on_close

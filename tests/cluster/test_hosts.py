@@ -1,6 +1,7 @@
 """A recipe submitted from one host to a cluster of others: equal artifacts, closed ports, a node lost for good."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -108,3 +109,27 @@ def test_a_run_that_lost_a_host_resumes_on_the_hosts_that_are_left(lab: Lab) -> 
         entry["step"] for entry in client.events(run, "progress") if entry["at"] > failed["at"] and entry.get("step")
     ]
     assert min(steps) >= 20, "began at the first step"
+
+
+def test_a_host_that_is_cut_off_is_noticed_in_seconds_and_another_takes_its_place(lab: Lab) -> None:
+    """Before the verdict `status` says who does not answer; the steps are those of an undisturbed run."""
+    client = Client(lab)
+    run = client.submit("cluster.workers=2")
+    client.wait_for_step(run, 30)
+    (cut,) = [lab.hosts[name] for name in NODES[1:] if lab.hosts[name].listeners()][:1]
+    cut_at = time.time()
+    cut.set_link(up=False)
+    wait(lambda: client.events(run, "waiting"), "who does not answer", 15)
+    said = lab.hosts[CLIENT].trainwright("status", run).stdout
+    assert cut.address in said
+    wait(lambda: client.events(run, "stage_failed"), "the verdict", 30)
+    failed = client.events(run, "stage_failed")[0]
+    assert failed["verdict"]["kind"] == "lost"
+    assert cut.address in json.dumps(failed["verdict"])
+    assert failed["at"] - cut_at < 15
+    assert failed["retry"] is True
+    assert client.wait_for_end(run) == "completed"
+    alone = ["run", "hosts.yaml", "--store", f"{STORE}/alone", "--set", "cluster.workers=2"]
+    lab.hosts[CLIENT].trainwright(*alone)
+    (made,) = Store.open(str(lab.store / "alone")).list_artifacts()
+    assert client.digest(run) == made.digest

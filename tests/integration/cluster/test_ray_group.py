@@ -231,6 +231,48 @@ def test_a_stall_names_the_rank_with_its_stack(session: Session, make_spec: Make
         assert not any(is_alive(pid) for pid in group.pids().values())
 
 
+def test_a_stopped_rank_is_named_with_every_stack(session: Session, make_spec: MakeSpec) -> None:
+    """In a phase of any name, without a limit for it."""
+    with RayGroup(session, make_spec(stall_after_s=1.0)) as group:
+        stopped: list[int] = []
+
+        def freeze(rank: int, phase: str, progress: dict[str, Any]) -> None:
+            if not stopped and len(group.pids()) == 2:
+                stopped.append(group.pids()[1])
+                os.kill(stopped[0], signal.SIGSTOP)
+
+        with pytest.raises(WorkerFailed) as failure:
+            group.run("cluster_targets:beat_often", {"steps": 20_000}, freeze)
+        verdict = failure.value.verdict
+        assert (verdict.kind, verdict.rank, verdict.infrastructure) == ("stall", 1, True)
+        assert all("in beat_often" in verdict.stacks[rank] for rank in (0, 1))
+        assert not is_alive(stopped[0])
+
+
+@pytest.mark.long
+def test_a_stopped_ray_worker_is_noticed_and_replaced(session: Session, make_spec: MakeSpec) -> None:
+    """Its pulses do not come back: they age. Who watches hears of it before the verdict."""
+    said: list[str] = []
+    with RayGroup(session, make_spec(stall_after_s=8.0), said.append) as group:
+        stopped: list[float] = []
+
+        def freeze(rank: int, phase: str, progress: dict[str, Any]) -> None:
+            if not stopped and len(group.pids()) == 2:
+                fork_server = psutil.Process(group.pids()[1]).parent()
+                assert fork_server is not None
+                os.kill(fork_server.ppid(), signal.SIGSTOP)
+                stopped.append(time.monotonic())
+
+        with pytest.raises(WorkerFailed) as failure:
+            group.run("cluster_targets:beat_often", {"steps": 100_000}, freeze)
+        assert time.monotonic() - stopped[0] < 20
+        verdict = failure.value.verdict
+        assert (verdict.kind, verdict.rank, verdict.infrastructure) == ("stall", 1, True)
+        assert "in beat_often" in verdict.stacks[0]
+        assert any("127.0.0.1" in text for text in said)
+        assert len(group.run("cluster_targets:echo", {})) == 2
+
+
 def test_stop_reaches_every_rank(session: Session, make_spec: MakeSpec) -> None:
     """Ranks that save and leave make a preemption; the group starts nothing after that."""
     with RayGroup(session, make_spec()) as group:

@@ -156,6 +156,18 @@ def test_stall_limits_are_by_phase() -> None:
     assert find_stall(pulses, {}) == []
 
 
+def test_training_is_stalled_when_all_ranks_are_silent_beyond_its_pace_and_a_stopped_rank_by_itself() -> None:
+    """One that waits for the store holds up the others, and is no stall."""
+    waits = {0: Pulse("wait for the store", 100), 1: Pulse("train", 100)}
+    assert find_stall(waits, {"*": 1800}, 30, 40) == []
+    trains = {0: Pulse("train", 100), 1: Pulse("train", 41)}
+    assert find_stall(trains, {"*": 1800}, 30, 40) == [0, 1]
+    assert find_stall(trains, {"*": 1800}, 30, 42) == []
+    stopped = {0: Pulse("data", 100), 1: Pulse("data", 31, stopped_s=31)}
+    assert find_stall(stopped, {"*": 1800}, 30, 40) == [1]
+    assert odd_rank({0: Pulse("train", 100), 1: Pulse("train", 99, stopped_s=5)}, {1: WAITING}) == 1
+
+
 WAITING = 'File "x.py", line 3 in all_reduce'
 SLEEPING = 'File "x.py", line 9 in read_rows'
 

@@ -28,7 +28,7 @@ from benchmarks.product_source import MARKS, Site, Tree, is_literal_field, name_
 
 ALIASES = {
     "role": (("recipes.stages.answers", "Role"), ("trainers.data.row_forms", "RowRole")),
-    "model kind": (("trainers.models.protocol", "ModelKind"), ("recipes.models.base", "ModelKind")),
+    "model kind": (("recipes.models.model_kinds", "ModelKind"),),
     "artifact kind": (("recipes.artifact_kinds", "OutputKind"), ("recipes.artifact_kinds", "ArtifactKind")),
 }
 """Vocabularies, and the types whose `Literal`s have their words."""
@@ -45,11 +45,14 @@ STAND_INS = {
 }
 """What is dispatched on: how that is called which is compared (empty: anything), and the vocabulary of the words."""
 TABLES = (
-    ("recipes.models.base", "MODEL_KINDS"),  # what a model of each kind of class is
+    ("recipes.models.model_kinds", "MODEL_KINDS"),  # what a model of each kind of class is
     ("recipes.models.families", "NOUNS"),  # what messages call an artifact of each kind
     ("recipes.models.families", "HOLDERS"),  # which artifacts hold an output of each kind
     ("recipes.stages.kinds", "SEMANTICS"),  # the version of each kind's mathematics
     ("trainers.data.row_forms", "ROW_FORMS"),  # the form of the rows of each role
+    ("trainers.models.gguf_export", "_FORMS"),  # how llama.cpp names and lays out a type
+    ("trainers.models.tiny", "OWN"),  # the smallest sizes that a type takes
+    ("trainers.models.small_vision", "SMALL"),  # the same of types with a vision tower
 )
 OUTSIDE = ("recipes.convert.", "trainers.inference.describe")
 """Starts of the names of modules that read recipes of other systems, and transformers' lists of classes."""

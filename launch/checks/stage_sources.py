@@ -91,7 +91,7 @@ def stage_sources(loaded: LoadedRecipe, store: Store | None = None) -> Iterator[
         if reader is None:
             continue
         images = None
-        if family is not None and family.tuning_role == "image_text":
+        if family is not None and family.reads_images:
             images = _counted_images(model_facts(loaded, stage).vision, reader.tokenization)
             if images is None:
                 continue

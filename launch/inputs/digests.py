@@ -12,7 +12,7 @@ from trainers.data.image_text_digest import image_text_digest
 from trainers.data.source_digest import source_digest
 from trainers.store.manifest import ArtifactManifest
 
-VISION_TYPES = tuple(name for name, family in MODEL_TYPES.items() if family.tuning_role == "image_text")
+VISION_TYPES = tuple(name for name, family in MODEL_TYPES.items() if family.reads_images)
 
 
 def data_digests(

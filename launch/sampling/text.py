@@ -13,6 +13,7 @@ from launch.records.artifacts import find_artifact
 from recipes.errors import RequestError
 from recipes.models.architecture import MODEL_TYPES
 from recipes.models.images.architecture import DRAWING_KINDS
+from recipes.models.model_kinds import MODEL_KINDS, ModelKind
 from recipes.models.vision_language import VISION_LANGUAGE
 from recipes.tokenizers.sentinels import SENTINEL
 from trainers.store.adapters import WHOLE_PARTS, Weights, weights_of
@@ -46,17 +47,17 @@ class Sampler:
         config = json.loads(_read(model_folder / "config.json"))
         if config.get("model_type") in MODEL_TYPES:
             runtime_of(MODEL_TYPES[config["model_type"]].name)  # makes the type known to transformers
-        self.kind = _kind(config) or "ForCausalLM"
-        self.continues = self.kind in ("ForCausalLM", "ForImageTextToText")
+        self.kind: ModelKind = _kind(config) or "language_model"
+        self.facts = MODEL_KINDS[self.kind]
         self.images: Any = None
-        if self.kind == "ForImageTextToText":
+        if self.facts.reads_images:
             from trainers.data.image_processor import load_image_processor
 
             self.images = load_image_processor(model_folder)
         if weights is not None and weights.adapters:
             model = self._open_unmerged(weights, config)
         else:
-            model = open_model(getattr(transformers, f"AutoModel{self.kind}"), model_folder, dtype=torch.float32)
+            model = open_model(getattr(transformers, self.facts.auto_class), model_folder, dtype=torch.float32)
         if model_folder is not folder:
             model = open_adapter(model, folder).merge_and_unload()
         self.model = model.to(self.device).eval()
@@ -68,9 +69,9 @@ class Sampler:
         from trainers.models.families import runtime_of
         from trainers.models.stack import load_exact
 
-        is_classifier = self.kind == "ForSequenceClassification"
-        kind = "text_classifier" if is_classifier else runtime_of(MODEL_TYPES[config["model_type"]].name).kind
-        labels = config.get("id2label", {}) if is_classifier else {}
+        family = runtime_of(MODEL_TYPES[config["model_type"]].name)
+        kind = self.kind if self.facts.has_classes else family.kind
+        labels = config.get("id2label", {}) if self.facts.has_classes else {}
         classes = [labels[key] for key in sorted(labels, key=int)]
         return load_exact(weights, kind, device=self.device, classes=classes)
 
@@ -97,11 +98,11 @@ class Sampler:
 
         if images and self.images is None:
             raise RequestError("the model has no vision tower; --image is for vision-language models")
-        if num_beams is not None and self.kind != "ForSeq2SeqLM":
+        if num_beams is not None and not self.facts.reads_targets:
             raise RequestError("--beams is for encoder-decoders; this model is not one")
-        if self.kind == "ForSeq2SeqLM":
+        if self.facts.reads_targets:
             return self._write_target(prompt, max_new_tokens, temperature, seed, draw, num_beams)
-        if not self.continues:
+        if not self.facts.continues:
             return self._read(prompt, temperature=temperature, seed=seed, draw=draw)
         shown: dict[str, Any] = {}
         if self.images is None:
@@ -175,7 +176,7 @@ class Sampler:
 
         if not isinstance(text, str):
             raise RequestError("--chat needs a generative model; give an encoder a text with --prompt")
-        if self.kind == "ForSequenceClassification":
+        if self.facts.has_classes:
             found = classify(self.model, self.tokenization, text)
             return ", ".join(f"{name} {share:.3f}" for name, share in list(found.items())[:3])
         ids = self.tokenization.encode(text, special=True)
@@ -236,21 +237,25 @@ def _read(path: Path) -> str:
 
 def _require_language_model(config: dict[str, Any], text: str) -> None:
     labels = config.get("id2label") or {}
-    if _kind(config) is None or (_kind(config) == "ForSequenceClassification" and len(labels) < 2):
+    kind = _kind(config)
+    if kind is None or (MODEL_KINDS[kind].has_classes and len(labels) < 2):
         found = ", ".join(config.get("architectures") or []) or "no language model"
         raise RequestError(f"{text} is {found}; only a language model or a classifier of texts can be sampled")
 
 
-def _kind(config: dict[str, Any]) -> str | None:
-    """The ending of transformers' class that opens the model; None: it is none that can be sampled."""
-    endings = {
-        "LMHeadModel": "ForCausalLM",
-        "T5ForConditionalGeneration": "ForSeq2SeqLM",
-        "BartForConditionalGeneration": "ForSeq2SeqLM",
-    } | {name: name for name in ("ForCausalLM", "ForMaskedLM", "ForSequenceClassification")}
+def _kind(config: dict[str, Any]) -> ModelKind | None:
+    """Which kind of model it is by the ending of its class; None: it is none that can be sampled."""
+    endings: dict[str, ModelKind] = {
+        "LMHeadModel": "language_model",
+        "ForCausalLM": "language_model",
+        "ForMaskedLM": "masked_model",
+        "ForSequenceClassification": "text_classifier",
+        "T5ForConditionalGeneration": "seq2seq_model",
+        "BartForConditionalGeneration": "seq2seq_model",
+    }
     classes = config.get("architectures") or []
     if any(name in IMAGE_TEXT_CLASSES for name in classes):
-        return "ForImageTextToText"
+        return "vision_language_model"
     return next((endings[end] for name in classes for end in endings if name.endswith(end)), None)
 
 
@@ -286,7 +291,7 @@ def sample_texts(
                     images=images,
                     num_beams=num_beams,
                 ),
-                "continues": sampler.continues,
+                "continues": sampler.facts.continues,
             }
             for prompt in prompts
             for draw in range(num_samples)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Self, get_args
 
 from recipes.artifact_kinds import OutputKind
 from recipes.fields import Strict
+from recipes.models.model_kinds import kinds_of
 from recipes.models.type_table import Capability, TypeRecord, type_records
 
 Head = Literal["lm", "score", "value"]
@@ -174,18 +175,6 @@ class ModelType:
     """What does not work with it, and why."""
 
 
-OUTPUTS: dict[str, OutputKind] = {
-    "language_model": "model",
-    "masked_model": "model",
-    "seq2seq_model": "model",
-    "vision_language_model": "model",
-    "score_model": "reward_model",
-    "value_model": "critic",
-    "text_classifier": "text_classifier",
-}
-"""What a model of each kind of class is."""
-
-
 def library_types(
     family: str, own: Mapping[str, type[LanguageArchitecture]], rest: type[LanguageArchitecture]
 ) -> dict[str, ModelType]:
@@ -198,9 +187,11 @@ def library_types(
 
 
 def _library_type(record: TypeRecord, architecture: type[LanguageArchitecture]) -> ModelType:
-    classes = {record.classes[kind]: OUTPUTS[kind] for kind in record.classes if kind in OUTPUTS}
+    kinds = kinds_of(record.classes)
+    classes = {record.classes[kind]: kinds[kind].output for kind in record.classes if kind in kinds}
     headless, with_extras = "", tuple[str, ...]()
-    if "masked_model" in record.classes:  # a backbone alone, and what was pretrained on more than hidden tokens
+    if any(facts.fills_masks for facts in kinds.values()):
+        # A backbone alone, and what was pretrained on more than hidden tokens.
         headless = record.classes.get("base", "")
         with_extras = tuple(record.classes[kind] for kind in ("base", "pretraining") if kind in record.classes)
         classes |= dict.fromkeys(with_extras, "model")
@@ -236,6 +227,21 @@ class TextFamily:
     """Whether it continues a prompt, so that templates and end tokens matter."""
     reads_captions: bool = False
     """Whether it can be a diffusion's text encoder."""
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether its rows have images."""
+        return self.tuning_role == "image_text"
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether a fine-tuning makes a classifier of it."""
+        return self.tuning_role == "labels"
+
+    @property
+    def reads_targets(self) -> bool:
+        """Whether a decoder of its own reads the targets."""
+        return self.tuning_role == "seq2seq"
 
     @property
     def plural(self) -> str:

@@ -16,6 +16,7 @@ from recipes.models.folder_tensors import missing_layers
 from recipes.models.images.architecture import IMAGE_FAMILIES
 from recipes.models.images.base import SETTINGS
 from recipes.models.images.folders import TEXT_ENCODER, ImageModelFolder, read_image_model_folder
+from recipes.models.model_kinds import has_images
 from recipes.models.safetensors_headers import read_shapes
 from recipes.models.type_table import find_record, ties_head
 from recipes.models.vision_language import VisionFacts, read_vision
@@ -129,7 +130,7 @@ def _read_language_model(path: Path) -> FolderFacts:
     if shapes is not None and config is not None and kind is not None:
         problems += [Finding(Code.LAYER_MISMATCH, f"{path}: {message}") for message in missing_layers(config, shapes)]
     vision: VisionFacts | None = None
-    if config is not None and kind is not None and MODEL_TYPES[kind].tuning_role == "image_text":
+    if config is not None and kind is not None and MODEL_TYPES[kind].reads_images:
         vision, findings = read_vision(path, config, tokenizer.vocabulary if tokenizer is not None else None)
         problems += findings
     positions = None if config is None else config_positions(config)
@@ -163,9 +164,7 @@ def config_positions(config: Mapping[str, Any]) -> int | None:
     text = config.get("text_config")
     part = text if isinstance(text, dict) else config
     record = find_record(part.get("model_type"))
-    record = (
-        None if record is not None and "vision_language_model" in record.classes else record
-    )  # keys of its text in one
+    record = None if record is not None and has_images(record.classes) else record  # keys of its text in one
     own = None if record is None else record.shape.get("positions")
     keys = POSITION_KEYS if record is None else () if own is None else (own, *POSITION_KEYS)
     found: int | None = next((part[key] for key in keys if isinstance(part.get(key), int)), None)

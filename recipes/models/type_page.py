@@ -6,7 +6,8 @@
 import sys
 from pathlib import Path
 
-from recipes.models.type_table import Capability, TypeRecord, trained_kind, type_records
+from recipes.models.model_kinds import MODEL_KINDS, KindFacts, trained_kind
+from recipes.models.type_table import Capability, TypeRecord, type_records
 
 START, END = "<!-- types: start -->", "<!-- types: end -->"
 COLUMNS: tuple[Capability, ...] = (
@@ -22,13 +23,6 @@ _TITLES = (
     "vLLM",
     "classes",
 )
-ASKED: dict[str, tuple[Capability, ...]] = {
-    "language_model": COLUMNS[:7],
-    "masked_model": ("packing", "adapters", "checkpointing", "classes"),
-    "seq2seq_model": ("adapters", "checkpointing", "generation"),
-    "vision_language_model": COLUMNS[:7],
-}
-"""What can be asked of the types of each kind."""
 _NO_CACHE = "without cache"
 
 
@@ -53,11 +47,18 @@ def types_table() -> str:
 def _answers(record: TypeRecord) -> tuple[str, ...]:
     """Yes or no for each column; `without cache` where each token takes a forward over the whole sequence."""
     uncached = {"generation"} if record.decoding == "no_cache" else set()
-    asked = ASKED[trained_kind(record.classes)]
+    asked = _asked(MODEL_KINDS[trained_kind(record.classes)])
     return tuple(
         "" if name not in asked else "no" if name in record.lacks else _NO_CACHE if name in uncached else "yes"
         for name in COLUMNS
     )
+
+
+def _asked(kind: KindFacts) -> tuple[Capability, ...]:
+    """What can be asked of the types of a kind."""
+    if kind.fills_masks:
+        return ("packing", "adapters", "checkpointing", "classes")
+    return ("adapters", "checkpointing", "generation") if kind.reads_targets else COLUMNS[:7]
 
 
 def page_with_table(page: str) -> str:

@@ -75,17 +75,8 @@ class TypeRecord:
     """What does not work, and why."""
 
 
-KINDS = ("language_model", "masked_model", "seq2seq_model", "vision_language_model")
-"""What is pretrained of a family: a type has one of them."""
-
-
 TRANSPOSED = ("gpt2", "gpt-sw3")
 """Types whose files store matrices in another layout than vLLM keeps them in."""
-
-
-def trained_kind(classes: Mapping[str, str]) -> str:
-    """Which kind of model is pretrained of a type with these classes."""
-    return next(kind for kind in KINDS if kind in classes)
 
 
 @cache

@@ -10,6 +10,7 @@ from typing import Any
 from recipes.errors import Finding
 from recipes.models.base import ModelType, TextFamily
 from recipes.models.decoder import ROTARY_MODULES
+from recipes.models.model_kinds import has_images, trained_kind
 from recipes.models.type_table import find_record, type_records
 from recipes.problem_codes import Code
 
@@ -17,7 +18,7 @@ TOWER_TYPES = ("clip_vision_model", "siglip_vision_model")
 TEXT_TYPES = tuple(
     name
     for name, record in type_records().items()
-    if "language_model" in record.classes
+    if trained_kind(record.classes) == "language_model"
     and record.packing == record.decoding == "bias"
     and record.cpu_attention == "block_causal"
 )
@@ -211,10 +212,10 @@ VISION_LANGUAGE = TextFamily(
         ),
         **{
             name: ModelType(
-                {record.classes["vision_language_model"]: "model"}, None, record.linears, lacks=record.lacks
+                {record.classes[trained_kind(record.classes)]: "model"}, None, record.linears, lacks=record.lacks
             )
             for name, record in type_records().items()
-            if "vision_language_model" in record.classes
+            if has_images(record.classes)
         },
     },
     auto_class="AutoModelForImageTextToText",

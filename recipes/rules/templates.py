@@ -36,7 +36,7 @@ def _check_own(loaded: LoadedRecipe, name: str, stage: TextStage) -> Iterator[Pr
     if stage.own_template is None:
         return
     facts, place = model_facts(loaded, stage), f"stages.{name}.template"
-    if facts.family is not None and facts.family.tuning_role == "labels":
+    if facts.family is not None and facts.family.has_classes:
         message = f"{facts.family.noun} reads texts and their labels; a template has no effect"
         yield loaded.problem(Code.NOT_APPLICABLE, place, stage.own_template, message, "remove the key")
     elif facts.tokenizer is not None:

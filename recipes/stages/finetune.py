@@ -109,7 +109,7 @@ class Finetune(TextTraining):
             advice, length = f"above {facts.image_tokens + 1}", self.train.sequence_length
             yield at("train.sequence_length", length, Code.SEQUENCE_TOO_SHORT, message, advice)
         family = facts.family
-        if self.new_tokens and family is not None and family.tuning_role in ("labels", "image_text"):
+        if self.new_tokens and family is not None and (family.has_classes or family.reads_images):
             message = f"no tokens are added to {family.noun}"
             yield at("new_tokens", self.new_tokens, Code.NOT_APPLICABLE, message, "remove the key")
         if self.is_classifier(family):
@@ -117,7 +117,7 @@ class Finetune(TextTraining):
         if self.lora is not None and family is not None and not family.takes_adapters:
             message = f"{family.noun} has no linear modules for an adapter"
             yield at("lora", "", Code.NOT_APPLICABLE, message, "remove the key")
-        if family is not None and family.tuning_role == "seq2seq" and self.loss_on == "all":
+        if family is not None and family.reads_targets and self.loss_on == "all":
             message = f"{family.noun} only generates targets; sources have no loss"
             yield at("loss_on", "all", Code.NOT_APPLICABLE, message, "remove the key")
 
@@ -138,7 +138,7 @@ class Finetune(TextTraining):
         return {**needed, "classes": ("init_from", "")}
 
     def is_classifier(self, family: TextFamily | None) -> bool:
-        return family is not None and family.tuning_role == "labels"
+        return family is not None and family.has_classes
 
     def new_heads(self, family: TextFamily | None) -> tuple[str, ...]:
         return ("classifier",) if self.is_classifier(family) else ()

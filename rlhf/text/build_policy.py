@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from recipes.models.model_kinds import ModelKind
 from recipes.stages.lora import Lora
 from recipes.stages.rl import RlText
 from recipes.stages.sharding import Shard
@@ -17,7 +18,6 @@ from rlhf.text.policy import PolicyModels, Role, Route
 from rlhf.text.reward_inputs import Reading
 from trainers.models.load import head_name
 from trainers.models.lora import add_adapter, is_adapter_key, modules_in, put_adapter, start_names
-from trainers.models.protocol import ModelKind
 from trainers.models.saved_modules import saved_paths
 from trainers.models.stack import load_exact, load_stack
 from trainers.runtime.precision import dtype_of

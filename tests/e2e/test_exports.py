@@ -12,12 +12,12 @@ import torch
 from typer.testing import CliRunner
 
 from launch.cli.main import app
+from recipes.models.model_kinds import ModelKind
 from rlhf.text.policy import backbone_states
 from rlhf.text.reward_model import ScoreModel
 from tests.e2e.shell import SmokeRun
 from trainers.data.batches import SequenceBatch
 from trainers.models.load import head_name
-from trainers.models.protocol import ModelKind
 from trainers.models.stack import load_stack
 from trainers.models.token_losses import hidden_states
 from trainers.store.adapters import Weights, weights_of

@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from recipes.models.model_kinds import ModelKind
 from recipes.stages.base import StageBase
 from recipes.stages.evaluate import Evaluate
-from trainers.models.protocol import ModelKind
 from trainers.models.stack import load_exact
 from trainers.runtime.precision import dtype_of
 from trainers.training.context import StageContext, model_weights

@@ -15,7 +15,8 @@ from dataclasses import replace
 from types import NoneType, UnionType
 from typing import Any, Literal, Union
 
-from recipes.models.type_table import FILE, TypeRecord, trained_kind, type_records
+from recipes.models.model_kinds import trained_kind
+from recipes.models.type_table import FILE, TypeRecord, type_records
 from recipes.models.vision_language import VISION_LANGUAGE
 from trainers.inference.describe_decoders import measure_decoder
 from trainers.inference.describe_encoders import measure_encoder, measure_encoder_decoder

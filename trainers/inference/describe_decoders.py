@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recipes.models.model_kinds import ModelKind
 from recipes.models.type_table import Capability, TypeRecord, type_records, vllm_lack
 from recipes.stages.lora import NEW_HEADS, Lora
 from trainers.inference.generation import SamplingSettings, generate
@@ -199,10 +200,11 @@ class _Probe:
             self._lacks["checkpointing"] = said(error)
 
     def _heads(self, record: TypeRecord) -> None:
-        for kind, capability, name in (
+        heads_of: tuple[tuple[ModelKind, Capability, str], ...] = (
             ("score_model", "reward_model", "sequence classification"),
             ("value_model", "critic", "token classification"),
-        ):
+        )
+        for kind, capability, name in heads_of:
             try:
                 if kind not in record.classes:
                     raise ValueError(f"transformers has no class for {name} of this type")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recipes.models.model_kinds import ModelKind
 from recipes.models.type_table import Capability, TypeRecord, type_records
 from recipes.stages.lora import Lora
 from trainers.data.batches import Seq2SeqBatch
@@ -171,7 +172,9 @@ def _written(model: Any, source: Tensor, length: int) -> Tensor:
     return ids[0, 1:]
 
 
-def _reproduces(model_type: str, record: TypeRecord, kind: str, loss: Callable[[Any], Tensor], wanted: Tensor) -> bool:
+def _reproduces(
+    model_type: str, record: TypeRecord, kind: ModelKind, loss: Callable[[Any], Tensor], wanted: Tensor
+) -> bool:
     type_records()[model_type] = record
     try:
         with torch.no_grad():
@@ -181,7 +184,7 @@ def _reproduces(model_type: str, record: TypeRecord, kind: str, loss: Callable[[
 
 
 def _learning(
-    model_type: str, record: TypeRecord, kind: str, loss: Callable[[Any], Tensor], lacks: dict[Capability, str]
+    model_type: str, record: TypeRecord, kind: ModelKind, loss: Callable[[Any], Tensor], lacks: dict[Capability, str]
 ) -> TypeRecord:
     """Add which modules take adapters, and whether activations can be recomputed."""
     type_records()[model_type] = replace(record, linears=())

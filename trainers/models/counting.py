@@ -8,11 +8,11 @@ from typing import Any
 
 from recipes.models.base import Linear, Shape
 from recipes.models.known_models import CountedSizes, KnownModel
+from recipes.models.model_kinds import trained_kind
 from recipes.models.type_table import TypeRecord, find_record
 
 TAKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
 """Keys of the number of experts that a token takes."""
-_KINDS = ("language_model", "masked_model", "seq2seq_model", "vision_language_model")
 
 
 def counted_model(config: Mapping[str, Any]) -> KnownModel | None:
@@ -27,7 +27,7 @@ def counted_model(config: Mapping[str, Any]) -> KnownModel | None:
 def _counted(text: str) -> KnownModel | None:
     config = json.loads(text)
     record = find_record(config.get("model_type"))
-    kind = None if record is None else next((kind for kind in _KINDS if kind in record.classes), None)
+    kind = None if record is None else trained_kind(record.classes)
     if record is None or kind is None:
         return None
     import torch

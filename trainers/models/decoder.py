@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from recipes.models.model_kinds import ModelKind
 from recipes.models.type_table import type_records
 from recipes.stages.finetune import Finetune
 from recipes.stages.pretrain import Pretrain
@@ -13,7 +14,6 @@ from trainers.data.tokenizer import Tokenization
 from trainers.models.attention import attention_name
 from trainers.models.protocol import (
     FamilyRuntime,
-    ModelKind,
     TokenizerFacts,
     initialised,
     library_class,

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from recipes.models.encoder import Corruption
+from recipes.models.model_kinds import ModelKind
 from recipes.models.type_table import type_records
 from recipes.stages.finetune import Finetune
 from recipes.stages.pretrain import Pretrain
@@ -14,7 +15,6 @@ from trainers.data.masking import Masker
 from trainers.data.tokenizer import Tokenization
 from trainers.models.protocol import (
     FamilyRuntime,
-    ModelKind,
     TokenizerFacts,
     initialised,
     library_class,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from recipes.errors import StageError
 from recipes.models.encoder_decoder import SpanCorruption
+from recipes.models.model_kinds import ModelKind
 from recipes.models.type_table import type_records
 from recipes.stages.finetune import Finetune
 from recipes.stages.pretrain import Pretrain
@@ -19,7 +20,6 @@ from trainers.data.span_corruption import SpanCorrupter
 from trainers.data.tokenizer import Tokenization
 from trainers.models.protocol import (
     FamilyRuntime,
-    ModelKind,
     TokenizerFacts,
     initialised,
     library_class,

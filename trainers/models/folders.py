@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from recipes.errors import StageError
+from recipes.models.model_kinds import MODEL_KINDS, ModelKind
 from recipes.tokenizers.token_contract import TokenizerFacts, token_problems
 from trainers.data.image_processor import ImageProcessor, load_image_processor
 from trainers.models.forward_forms import image_arguments, record_of
 from trainers.models.load import stock_class
 from trainers.models.lora import DEFAULT, active_adapters, adapter_tensors, plain_name, start_names
 from trainers.models.merged_adapters import base_tensors
-from trainers.models.protocol import ModelKind
 from trainers.models.saved_modules import tied_names
 from trainers.models.stack import load_stack
 from trainers.models.verification import MergeLoss, OpenedFiles, Probe
@@ -30,8 +30,6 @@ from trainers.store.hf_loaders import open_adapter
 WEIGHTS = "model.safetensors"
 PROBE_TOKENS = 16
 PROBE_POSITIONS = 4
-TOKEN_MODELS: tuple[ModelKind, ...] = ("language_model", "masked_model", "seq2seq_model", "vision_language_model")
-"""Kinds whose outputs are logits over the vocabulary at every position."""
 _VOLATILE = ("transformers_version", "_name_or_path", "_attn_implementation", "attn_implementation", "peft_version")
 """Configuration keys that name a version or a place; no artifact holds them."""
 
@@ -56,7 +54,7 @@ def write_model(
     folder.mkdir(parents=True, exist_ok=True)
     _write_weights(folder, ((name, tensor.to(dtype)) for name, tensor in tensors), max_shard_bytes)
     write_json(folder / "config.json", model_config(config, kind, dtype))
-    if kind in ("language_model", "seq2seq_model", "vision_language_model"):
+    if MODEL_KINDS[kind].writes:
         names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_eos_token_id")
         ids = {key: getattr(config.get_text_config(), key, None) for key in names}
         if end_ids:
@@ -91,9 +89,9 @@ def model_config(config: Any, kind: ModelKind, dtype: torch.dtype) -> dict[str, 
     content = {key: value for key, value in json.loads(config.to_json_string()).items() if key not in _VOLATILE}
     content["architectures"] = [stock_class(config.model_type, kind).__name__]
     content["dtype"] = str(dtype).removeprefix("torch.")
-    if kind in ("score_model", "value_model"):
+    if MODEL_KINDS[kind].has_score:
         content |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
-    if kind == "value_model":
+    if MODEL_KINDS[kind].scores_tokens:
         content["classifier_dropout"] = 0.0
     return content
 
@@ -161,8 +159,9 @@ def verify_folder(
     """
     config = json.loads((folder / "config.json").read_text())
     dtype = getattr(torch, config["dtype"]) if expected is None else expected.dtype
-    brings_head = adapter is not None and kind not in TOKEN_MODELS
-    classes = _adapter_classes(adapter) if adapter is not None and kind == "text_classifier" else ()
+    facts = MODEL_KINDS[kind]
+    brings_head = adapter is not None and not facts.predicts_tokens
+    classes = _adapter_classes(adapter) if adapter is not None and facts.has_classes else ()
     model: Any = load_stack(
         start or Weights(folder, ()),
         kind,
@@ -173,17 +172,17 @@ def verify_folder(
     )
     model.set_attn_implementation(record_of(model).attention)
     # T5Config says so of every T5, whatever the files hold.
-    is_tied = bool(config.get("tie_word_embeddings")) and kind in TOKEN_MODELS and config["model_type"] != "t5"
+    is_tied = bool(config.get("tie_word_embeddings")) and facts.predicts_tokens and config["model_type"] != "t5"
     if (
         is_tied
         and not (start and start.adapters)
         and model.get_output_embeddings().weight is not model.get_input_embeddings().weight
     ):
         raise StageError(f"{folder}: tie_word_embeddings is set but head and embedding differ")
-    if kind in (*TOKEN_MODELS, "text_classifier"):
+    if not facts.has_score:
         _check_tokenizer(folder, model.config.get_text_config())
     images = None
-    if kind == "vision_language_model":
+    if facts.reads_images:
         images = load_image_processor(folder)
         demand_fitting(model, images)
     names = [*start_names(0 if start is None else len(start.adapters)), DEFAULT]
@@ -231,12 +230,14 @@ def _outputs(model: Any, kind: ModelKind, token_ids: list[int], images: ImagePro
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if images is not None:
         inputs |= image_arguments(model, ids, sample_images(images))
-    if kind == "seq2seq_model":
+    if MODEL_KINDS[kind].reads_targets:
         inputs["decoder_input_ids"] = ids
     with exact_matmul(), torch.no_grad():
         logits = model(**inputs, use_cache=False).logits[0].float().cpu()
     model.train(was_training)
-    kept: np.ndarray = (logits[-PROBE_POSITIONS:] if kind in TOKEN_MODELS else logits.reshape(-1, 1)).numpy()
+    kept: np.ndarray = (
+        logits[-PROBE_POSITIONS:] if MODEL_KINDS[kind].predicts_tokens else logits.reshape(-1, 1)
+    ).numpy()
     return np.ascontiguousarray(kept)
 
 

@@ -14,11 +14,11 @@ from recipes.models.architecture import MODEL_TYPES
 from recipes.models.base import TextFamily
 from recipes.models.folder_classes import find_class
 from recipes.models.folders import config_positions
+from recipes.models.model_kinds import MODEL_KINDS, ModelKind
 from recipes.stages.answers import TextFacts
 from recipes.stages.lora import NEW_HEADS
 from trainers.models.families import runtime_of
 from trainers.models.forward_forms import record_of
-from trainers.models.protocol import ModelKind
 from trainers.runtime.precision import is_finite
 from trainers.store.hf_loaders import open_model
 
@@ -56,12 +56,13 @@ def load_model(
     model_type = raw["model_type"]
     model_class = stock_class(model_type, kind)
     config = model_class.config_class.from_pretrained(folder, local_files_only=True)
-    if kind in ("score_model", "value_model"):
+    facts = MODEL_KINDS[kind]
+    if facts.has_score:
         config.num_labels = 1
     if classes:
         config.id2label = dict(enumerate(classes))
         config.label2id = {name: number for number, name in enumerate(classes)}
-    if kind == "value_model":
+    if facts.scores_tokens:
         config.classifier_dropout = 0.0
     if dropout is not None:
         _set_dropout(config, dropout)
@@ -77,11 +78,11 @@ def load_model(
             attn_implementation=runtime_of(MODEL_TYPES[model_type].name).attention(device, model_type),
             output_loading_info=True,
         )
-    if new_head_seed is not None and kind in ("score_model", "value_model"):
+    if new_head_seed is not None and facts.has_score:
         deviation = getattr(model.config, "initializer_range", 0.02)
         _make_head(getattr(model, head_name(model)), new_head_seed, deviation)
     has_new_head = new_head_seed is not None
-    if kind in ("masked_model", "text_classifier") and model_type != "bert":
+    if facts.reads_both_ways and model_type != "bert":
         made, left = _exceptions_by_class(model, raw) if has_new_head else ((), ())
     else:
         made, left = _exceptions(kind, model, raw, has_new_head=has_new_head)
@@ -171,7 +172,7 @@ def _exceptions(
     kind: ModelKind, model: Any, config: dict[str, Any], *, has_new_head: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the modules that are made new where the folder lacks them, and those of the folder that are left out."""
-    if kind == "masked_model":
+    if MODEL_KINDS[kind].fills_masks:
         try:
             written_by = find_class(config)
         except ValueError as error:
@@ -180,7 +181,7 @@ def _exceptions(
         return (("cls",) if is_headless else ()), (_ENCODER_EXTRAS if written_by.has_extras else ())
     if not has_new_head:
         return (), ()
-    if kind == "text_classifier":
+    if MODEL_KINDS[kind].has_classes:
         return CLASSIFIER_PARTS, ("cls",)
     return (head_name(model),), HEAD_NAMES
 

@@ -4,12 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 
 from recipes.errors import StageError
+from recipes.models.model_kinds import ModelKind
 from recipes.models.type_table import type_records
 from recipes.stages.finetune import Finetune
 from recipes.stages.pretrain import Pretrain
@@ -18,19 +19,6 @@ from trainers.objectives.protocol import Learning
 if TYPE_CHECKING:
     from trainers.data.image_processor import ImageProcessor
     from trainers.data.tokenizer import Tokenization
-
-ModelKind = Literal[
-    "language_model",
-    "masked_model",
-    "seq2seq_model",
-    "score_model",
-    "value_model",
-    "text_classifier",
-    "vision_language_model",
-]
-"""Stock class: ...ForCausalLM, ...ForMaskedLM, ...ForConditionalGeneration, with one label
-...ForSequenceClassification and ...ForTokenClassification, with classes ...ForSequenceClassification;
-LlavaForConditionalGeneration."""
 
 
 @dataclass(frozen=True)

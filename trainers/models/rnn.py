@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
+from recipes.models.model_kinds import ModelKind
 from recipes.stages.finetune import Finetune
 from recipes.stages.pretrain import Pretrain
 from trainers.data.tokenizer import Tokenization
-from trainers.models.protocol import FamilyRuntime, ModelKind, TokenizerFacts, initialised, library_keys
+from trainers.models.protocol import FamilyRuntime, TokenizerFacts, initialised, library_keys
 from trainers.models.token_losses import CarriedTokenLosses, TokenLosses
 from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
 from trainers.objectives.language_model import LanguageModelObjective

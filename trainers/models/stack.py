@@ -4,20 +4,17 @@ from typing import Any
 
 import torch
 
+from recipes.models.model_kinds import MODEL_KINDS, ModelKind
 from recipes.stages.lora import Lora
 from recipes.stages.sharding import Shard
 from trainers.models.forward_forms import record_of
 from trainers.models.load import load_model
 from trainers.models.lora import activate, put_adapter, start_names
 from trainers.models.merged_adapters import merge_adapters
-from trainers.models.protocol import ModelKind
 from trainers.models.quantised import quantise_base, round_base
 from trainers.models.saved_modules import put_saved
 from trainers.runtime.precision import dtype_of
 from trainers.store.adapters import Weights
-
-BRINGS_HEAD = ("score_model", "value_model", "text_classifier")
-"""Kinds whose adapter has a head beside it."""
 
 
 def load_stack(
@@ -39,7 +36,7 @@ def load_stack(
         found = load_model(weights.folder, kind, device=device, dtype=dtype, new_head_seed=new_head_seed, **options)
         _round(found, weights, held_in or dtype, is_held=held_in is not None)
         return found
-    if new_head_seed is None and kind in BRINGS_HEAD:
+    if new_head_seed is None and not MODEL_KINDS[kind].predicts_tokens:
         new_head_seed = 0  # the adapter brings the head that takes its place
     places: dict[str, Any] = {"device": device, "dtype": dtype, "rounded_to": getattr(torch, weights.dtype)}
     model: Any = load_model(weights.folder, kind, new_head_seed=new_head_seed, **places, **options)
@@ -47,7 +44,7 @@ def load_stack(
     names = start_names(len(weights.adapters))
     for folder, name in zip(weights.adapters, names, strict=True):
         saved = put_adapter(model, folder, name)
-        if kind in BRINGS_HEAD:  # the head that predicts tokens has made room for its own
+        if not MODEL_KINDS[kind].predicts_tokens:  # the head that predicts tokens has made room for its own
             output = f"{record_of(model).output}."
             saved = {key: tensor for key, tensor in saved.items() if not key.startswith(output)}
         put_saved(model, saved)

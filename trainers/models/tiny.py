@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recipes.models.model_kinds import MODEL_KINDS, ModelKind
 from recipes.models.type_table import TypeRecord
 
 MOST_PARAMETERS = 3_000_000
@@ -134,7 +135,7 @@ def _layer_kinds(config_class: Any, fields: dict[str, Any]) -> dict[str, Any]:
 def tiny_model(
     model_type: str,
     record: TypeRecord,
-    kind: str = "language_model",
+    kind: ModelKind = "language_model",
     attention: str = "eager",
     keys: Any = None,
     **more: Any,
@@ -143,7 +144,7 @@ def tiny_model(
     import transformers
 
     model_class = getattr(transformers, record.classes[kind])
-    if kind == "seq2seq_model":
+    if MODEL_KINDS[kind].reads_targets:
         more.setdefault("decoder_start_token_id", PAD)
     config = tiny_config(transformers.CONFIG_MAPPING[model_type], **{**(keys or {}), **more})
     with torch.device("meta"):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from recipes.errors import StageError
+from recipes.models.model_kinds import ModelKind
 from recipes.models.type_table import find_record
 from recipes.models.vision_language import VISION_LANGUAGE, image_size_rule, image_token_rule
 from recipes.stages.finetune import Finetune, Part
@@ -22,7 +23,7 @@ from trainers.data.image_processor import ImageProcessor, load_image_processor
 from trainers.data.tokenizer import Tokenization
 from trainers.models.attention import attention_name, packed_attention_bias
 from trainers.models.forward_forms import image_arguments, record_of
-from trainers.models.protocol import FamilyRuntime, ModelKind, TokenizerFacts
+from trainers.models.protocol import FamilyRuntime, TokenizerFacts
 from trainers.models.token_losses import head_cross_entropy
 from trainers.objectives.protocol import Learning
 from trainers.objectives.vision_language import ImageTextObjective

@@ -176,7 +176,7 @@ def _stock_class(kind: str, base: Path, task: str | None) -> str:
     path = base / "config.json"
     model_type = json.loads(path.read_bytes()).get("model_type") if path.is_file() else None
     family = None if model_type is None else MODEL_TYPES.get(model_type, DECODER)
-    is_merged = family is not None and family.takes_adapters and family.tuning_role != "labels"
+    is_merged = family is not None and family.takes_adapters and not family.has_classes
     if family is None or not is_merged or task not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"):
         raise RequestError(
             f"an adapter on {model_type or 'a model of images'} ({task or 'no task_type'}) is not merged here; "

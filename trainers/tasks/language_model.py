@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from recipes.models.base import TextFamily
+from recipes.models.model_kinds import MODEL_KINDS
 from recipes.stages.answers import SourceUse, TextFacts
 from recipes.stages.finetune import Finetune
 from recipes.stages.pretrain import Pretrain
@@ -180,7 +181,7 @@ class LanguageTrainee:
         )
 
     def _has_new_head(self) -> bool:
-        is_masked = self.data.runtime.kind == "masked_model"
+        is_masked = MODEL_KINDS[self.data.runtime.kind].fills_masks
         return self.spec.init_from is not None and is_masked and lacks_head(model_folder(self.context, "init_from"))
 
 
@@ -321,10 +322,11 @@ def held_out_responses(
     with engine.gathered():
         if context.ranks.rank != 0:
             return None
-        if trained.kind == "language_model":
+        facts = MODEL_KINDS[trained.kind]
+        if facts.continues and not facts.reads_images:
             with decoded_once(trained.model):
                 return _text_responses(spec, context, trained)
-        if trained.kind == "vision_language_model" and evaluation_set is not None and spec.loss_on == "responses":
+        if facts.reads_images and evaluation_set is not None and spec.loss_on == "responses":
             return image_text_response_report(trained.model, evaluation_set, trained.tokenization)
     return None
 

@@ -5,6 +5,7 @@ from torch import nn
 from recipes.data.tokenizers import ExistingTokenizer, TrainTokenizer
 from recipes.models.architecture import TEXT_FAMILIES
 from recipes.models.base import TextFamily
+from recipes.models.model_kinds import MODEL_KINDS
 from recipes.stages.finetune import Finetune
 from recipes.stages.pretrain import Pretrain
 from trainers.data.materialise import build_tokenization
@@ -62,7 +63,7 @@ def build_stage_model(
     if spec.init_from is not None:
         folder = model_folder(context, "init_from")
         kind = runtime_of(model_family(folder).name).kind
-        head = stream_seed(context.seed, "head") if kind == "masked_model" else None
+        head = stream_seed(context.seed, "head") if MODEL_KINDS[kind].fills_masks else None
         lora = spec.adapters
         weights = model_weights(context, "init_from", lora, continues=True)
         model = load_trained(weights, kind, lora, spec.shard, device=context.ranks.device, new_head_seed=head)

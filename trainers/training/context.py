@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 from recipes.artifact_kinds import ArtifactKind
 from recipes.data.text import Source
 from recipes.errors import RequestError, StageError, raise_findings
+from recipes.models.model_kinds import ModelKind
 from recipes.stages.answers import Role, SourceUse, Template, TokenizerId, default_template, template_rule
 from recipes.stages.base import StageBase, TextStage
 from recipes.stages.lora import Lora
@@ -23,7 +24,6 @@ from trainers.data.materialise import DataRequest, materialise
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.models.folders import verify_folder
 from trainers.models.lora import is_form_of
-from trainers.models.protocol import ModelKind
 from trainers.models.verification import MergeLoss, Probe
 from trainers.runtime import distributed
 from trainers.runtime.distributed import Ranks

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from recipes.artifact_kinds import ArtifactKind
+from recipes.models.model_kinds import ModelKind
 from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.data.image_processor import ImageProcessor
 from trainers.data.tokenizer import Tokenization
@@ -23,7 +24,6 @@ from trainers.models.lora import (
     start_names,
 )
 from trainers.models.merged_adapters import base_tensors, folded_adapter, merged_tensors
-from trainers.models.protocol import ModelKind
 from trainers.models.quantised import base_rounding, named_weights, quantised_weights
 from trainers.models.saved_modules import saved_paths, tied_names
 from trainers.models.verification import Probe

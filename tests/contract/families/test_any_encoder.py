@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from recipes.data.tokenizers import TrainTokenizer
+from recipes.models.model_kinds import ModelKind
 from recipes.models.type_table import type_records
 from recipes.stages.lora import Lora
 from tests.tiers import tiered
@@ -23,7 +24,7 @@ from trainers.models.families import build_language_model
 from trainers.models.folders import file_tensors, probe, verify_folder, write_model
 from trainers.models.load import classifier_parts, load_model
 from trainers.models.lora import add_adapter
-from trainers.models.protocol import ModelKind, TokenizerFacts
+from trainers.models.protocol import TokenizerFacts
 from trainers.models.tiny import tiny_keys
 from trainers.models.token_losses import MaskedTokenLosses
 from trainers.objectives.classification import ClassLosses

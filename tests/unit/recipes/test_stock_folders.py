@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, models
 from recipes.models.architecture import MODEL_TYPES
 from recipes.models.folders import read_folder
 from recipes.models.known_models import known_model
+from recipes.models.model_kinds import ModelKind
 from trainers.models.imports import describe_folder
 from trainers.models.load import load_model
-from trainers.models.protocol import ModelKind
 
 CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "t5": (

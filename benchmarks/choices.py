@@ -54,7 +54,9 @@ def main() -> None:
     between = time.process_time()
     shared = {place: values for done in log_likelihoods(model, cases) for place, values in done.items()}
     ended = time.process_time()
-    difference = max(abs(a - b) for place, values in shared.items() for a, b in zip(values, plain[place], strict=True))
+    difference = max(
+        abs(a.nats - b) for place, values in shared.items() for a, b in zip(values, plain[place], strict=True)
+    )
     rates = [len(cases) / (between - began), len(cases) / (ended - between)]
     print(f"one by one {rates[0]:.2f} rows/s, shared {rates[1]:.2f} rows/s: {rates[1] / rates[0]:.2f} times")
     print(f"largest difference of a log-likelihood: {difference:.2g}")

@@ -7,9 +7,10 @@ from recipes.stages.evaluate import Evaluate
 from recipes.stages.suites import SUITES, SuiteName
 from rlhf.text.answers import measure_answers
 from rlhf.text.written_answers import write
-from trainers.evaluation.cases import measure_benchmark
+from trainers.evaluation.cases import Answer, measure_benchmark
 from trainers.evaluation.suite import Measured, Parts, Suite
 from trainers.evaluation.suites.likelihood import choose
+from trainers.evaluation.suites.lm_eval_task import ask_task
 from trainers.evaluation.suites.perplexity import measure_perplexity
 from trainers.evaluation.suites.seq2seq import measure_targets
 from trainers.training.context import StageContext
@@ -29,12 +30,18 @@ MEASURES: dict[SuiteName, Suite] = {
     "images": _measure_images,
 }
 
+ANSWERS: dict[str, Answer] = {
+    "multiple_choice": choose,
+    "pairs": choose,
+    "generate": write,
+    "code": write,
+    "lm_eval": ask_task,
+}
+"""Who answers the cases of each suite of benchmarks."""
+
 
 def suites_of(spec: Evaluate) -> list[Suite]:
     """Return what measures the stage's models, each once, and then its benchmarks."""
     found = list(dict.fromkeys(MEASURES[name] for name in SUITES if name in spec.suites))
-    asked = [
-        partial(measure_benchmark, name, choose if benchmark.by_choice else write)
-        for name, benchmark in spec.benchmarks.items()
-    ]
+    asked = [partial(measure_benchmark, name, ANSWERS[benchmark.suite]) for name, benchmark in spec.benchmarks.items()]
     return [*found, *asked]

@@ -284,7 +284,7 @@ DECODER = TextFamily(
     types=library_types("decoder", {"llama": Llama, "qwen3": Qwen3, "gpt2": Gpt2}, AnyDecoder),
     auto_class="AutoModelForCausalLM",
     tuning_role="instructions",
-    suites=("perplexity", "generation", "comparison", "multiple_choice", "pairs", "generate", "code"),
+    suites=("perplexity", "generation", "comparison", "multiple_choice", "pairs", "generate", "code", "lm_eval"),
     continues=True,
     reads_captions=True,
 )

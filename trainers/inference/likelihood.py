@@ -5,7 +5,7 @@ B rows, T tokens of a row, N tokens whose likelihood is taken, D width, V vocabu
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,14 @@ ROW_TOKENS = 4096
 """Of a forward pass, padding included."""
 HEAD_TOKENS = 256
 """Positions whose logits are there at once."""
+
+
+class Likelihood(NamedTuple):
+    """Of a text after its context."""
+
+    nats: float
+    is_greedy: bool
+    """Whether each token is the likeliest one at its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +64,8 @@ class _Row:
     """Position of a hidden state, the token that it should predict, and the text that this counts for."""
 
 
-def log_likelihoods(model: nn.Module, cases: Sequence[Sequence[Scored]]) -> Iterator[dict[int, list[float]]]:
-    """Yield the log-likelihoods in nats of each case's texts, by the case's place, the longest cases first.
+def log_likelihoods(model: nn.Module, cases: Sequence[Sequence[Scored]]) -> Iterator[dict[int, list[Likelihood]]]:
+    """Yield the log-likelihoods of each case's texts, by the case's place, the longest cases first.
 
     `model` is a bare, whole causal language model in evaluation mode. Where its attention takes any mask, texts of a
     case are branches of one row, which share the beginning; elsewhere each text is a row, and equal rows are read once.
@@ -69,12 +77,13 @@ def log_likelihoods(model: nn.Module, cases: Sequence[Sequence[Scored]]) -> Iter
     open_rows = [0] * len(cases)
     for row in rows:
         open_rows[row.case] += 1
-    sums = [[0.0] * len(texts) for texts in cases]
+    sums = [[Likelihood(0.0, is_greedy=True)] * len(texts) for texts in cases]
     for batch in _batches(rows):
-        done: dict[int, list[float]] = {}
+        done: dict[int, list[Likelihood]] = {}
         for row, values in zip(batch, _scored(model, batch, shares), strict=True):
             for (_, _, text), value in zip(row.wanted, values, strict=True):
-                sums[row.case][text] += value
+                known = sums[row.case][text]
+                sums[row.case][text] = Likelihood(known.nats + value.nats, known.is_greedy and value.is_greedy)
             open_rows[row.case] -= 1
             if open_rows[row.case] == 0:
                 done[row.case] = sums[row.case]
@@ -135,8 +144,8 @@ def _batches(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
 
 
 @torch.no_grad()
-def _scored(model: Any, batch: Sequence[_Row], shares: bool) -> list[list[float]]:
-    """Return the log-likelihood of each wanted token of each row."""
+def _scored(model: Any, batch: Sequence[_Row], shares: bool) -> list[list[Likelihood]]:
+    """Return the log-likelihood of each wanted token of each row, and whether it is the likeliest."""
     device = next(model.parameters()).device
     ids_BT, positions_BT = _padded(batch, "tokens", device), _padded(batch, "positions", device)
     if shares:
@@ -149,11 +158,13 @@ def _scored(model: Any, batch: Sequence[_Row], shares: bool) -> list[list[float]
     places = [place for row in batch for place, _, _ in row.wanted]
     targets_N = torch.tensor([token for row in batch for _, token, _ in row.wanted], device=device)
     hidden_ND = hidden_BTD[rows, places]
-    found: list[float] = []
+    found: list[Likelihood] = []
     for start in range(0, len(rows), HEAD_TOKENS):
         logits = head_logits(model, hidden_ND[start : start + HEAD_TOKENS]).float()
-        chosen = logits.gather(1, targets_N[start : start + HEAD_TOKENS, None])[:, 0]
-        found += (chosen - logits.logsumexp(dim=1)).double().tolist()
+        targets = targets_N[start : start + HEAD_TOKENS]
+        chosen = logits.gather(1, targets[:, None])[:, 0]
+        nats, greedy = (chosen - logits.logsumexp(dim=1)).double(), logits.argmax(dim=1) == targets
+        found += map(Likelihood, nats.tolist(), greedy.tolist())
     values = iter(found)
     return [[next(values) for _ in row.wanted] for row in batch]
 

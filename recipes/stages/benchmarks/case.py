@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from pydantic import model_validator
 
@@ -88,9 +88,6 @@ class Benchmark(Strict):
         le=10**7,
         description="Most tokens of a case, examples and answer included; longer ones are left out and counted.",
     )
-
-    by_choice: ClassVar[bool] = True
-    """Whether options are compared by their likelihood; else an answer is written."""
 
     @property
     @abstractmethod

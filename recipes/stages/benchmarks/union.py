@@ -6,8 +6,11 @@ from pydantic import Field, StringConstraints
 
 from recipes.stages.benchmarks.code import CodeProblems
 from recipes.stages.benchmarks.generate import Generate
+from recipes.stages.benchmarks.lm_eval import LmEval
 from recipes.stages.benchmarks.multiple_choice import MultipleChoice
 from recipes.stages.benchmarks.pairs import PairLikelihood
 
-AnyBenchmark = Annotated[MultipleChoice | PairLikelihood | Generate | CodeProblems, Field(discriminator="suite")]
+AnyBenchmark = Annotated[
+    MultipleChoice | PairLikelihood | Generate | CodeProblems | LmEval, Field(discriminator="suite")
+]
 BenchmarkName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]

@@ -1,7 +1,7 @@
 """What benchmarks have in common whose answers a model writes."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Self
+from typing import Self
 
 from recipes.fields import meaning
 from recipes.smoke_sizes import RESPONSE_TOKENS
@@ -11,8 +11,6 @@ from recipes.stages.benchmarks.case import Asked
 
 class Written(Asked):
     """Questions that a model answers in its own words; terms of a reward say what an answer is worth."""
-
-    by_choice: ClassVar[bool] = False
 
     template: Template = meaning(
         "none", description="chat: the prompt, examples included, is the user's turn of the model's chat template."

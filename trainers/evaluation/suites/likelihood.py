@@ -24,8 +24,8 @@ def choose(
     texts = [[tokenized(option.context, option.text, tokenization) for option in one.case.options] for one in asked]
     for found in log_likelihoods(model, texts):
         answers: list[Answered] = []
-        for place, logprobs in found.items():
-            one = asked[place]
+        for place, likelihoods in found.items():
+            one, logprobs = asked[place], [each.nats for each in likelihoods]
             values, said = benchmark.values(logprobs, one.case), benchmark.picked(logprobs, one.case)
             details = {"logprobs": logprobs, "right": list(one.case.right)}
             answers.append(Answered(one.number, one.id, values, said, details))

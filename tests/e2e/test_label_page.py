@@ -12,7 +12,7 @@ from rlhf.feedback.judgements import Judgement, Pair, as_lines, preference_set
 from tests.chromium import CHROMIUM, DRIVER, MISSING, Browser, browsers
 from trainers.store.store import Store
 
-pytestmark = [pytest.mark.serial, pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason=MISSING)]
+pytestmark = pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason=MISSING)
 EVIL = "<img src=x onerror=\"document.title='taken'\"><script>document.title = 'taken'</script>"
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"What is {EVIL}?"}]
 

@@ -9,7 +9,7 @@ import pytest
 from launch.report.rollouts import rollouts_page
 from tests.chromium import CHROMIUM, DRIVER, MISSING, Browser, browsers
 
-pytestmark = [pytest.mark.serial, pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason=MISSING)]
+pytestmark = pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason=MISSING)
 EVIL = "</script><img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
 
 

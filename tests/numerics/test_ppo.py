@@ -33,7 +33,7 @@ VARIANTS: dict[str, Case] = {
 RESUMED = ("plain", "zero2", "zero3", "bf16-zero3", "grpo-zero2")
 DEFAULT: dict[int, tuple[str, ...]] = {
     1: ("plain", "full-plain", "text-plain", "bf16-plain", "grpo-plain"),
-    2: ("zero0", "zero2", "zero3", "full-zero3", "text-zero3", "bf16-zero3", "grpo-zero2"),
+    2: ("zero0", "zero3", "full-zero3", "text-zero3", "bf16-zero3", "grpo-zero2"),
 }
 RESUMED_BY_DEFAULT: dict[int, tuple[str, ...]] = {1: (), 2: ("bf16-zero3", "grpo-zero2")}
 """What each number of workers runs in the default tier; every precision and kind of PPO is there, plain and sharded."""

@@ -3,7 +3,8 @@
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,19 +75,20 @@ for folder, what in asked["exports"]:
 """
 
 
-def stock_logits(exports: Sequence[tuple[Path, str]]) -> list[torch.Tensor]:
-    """Logits of exported folders by stock classes alone."""
-    asked = {"tokens": TOKENS.tolist(), "exports": [(str(folder), what) for folder, what in exports]}
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", STOCK],
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd="/",
-    )
-    assert done.returncode == 0, done.stderr
-    return [torch.tensor(json.loads(line)) for line in done.stdout.splitlines() if line.startswith("[[")]
+@contextmanager
+def stock_classes() -> Iterator[Callable[[Sequence[tuple[Path, str]]], list[torch.Tensor]]]:
+    """Logits of exported folders by stock classes alone, which a process imports while the folders are made."""
+    command = [sys.executable, "-I", "-c", STOCK]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, cwd="/") as process:
+
+        def logits(exports: Sequence[tuple[Path, str]]) -> list[torch.Tensor]:
+            asked = {"tokens": TOKENS.tolist(), "exports": [(str(folder), what) for folder, what in exports]}
+            out, errors = process.communicate(json.dumps(asked))
+            assert process.returncode == 0, errors
+            return [torch.tensor(json.loads(line)) for line in out.splitlines() if line.startswith("[[")]
+
+        yield logits
 
 
 @torch.no_grad()
@@ -110,13 +112,14 @@ def test_every_export_opens_with_stock_classes_and_gives_the_same_logits(smoke_r
     store = Store.open(str(smoke_run.shell.store))
     made = {manifest.stage: manifest for manifest in store.list_artifacts()}
     exported = []
-    for number, (stage, _, arguments, what) in enumerate(EXPORTS):
-        folder = tmp_path / f"{number}-{stage}"
-        address = ("--store", str(smoke_run.shell.store), f"{smoke_run.run}/{stage}", str(folder))
-        done = CliRunner().invoke(app, ["store", "export", *address, *arguments])
-        assert done.exit_code == 0, done.output
-        exported.append((folder, what))
-    found = stock_logits(exported)
+    with stock_classes() as stock_logits:
+        for number, (stage, _, arguments, what) in enumerate(EXPORTS):
+            folder = tmp_path / f"{number}-{stage}"
+            address = ("--store", str(smoke_run.shell.store), f"{smoke_run.run}/{stage}", str(folder))
+            done = CliRunner().invoke(app, ["store", "export", *address, *arguments])
+            assert done.exit_code == 0, done.output
+            exported.append((folder, what))
+        found = stock_logits(exported)
     assert len(found) == len(EXPORTS)
     for (stage, part, _, what), theirs in zip(EXPORTS, found, strict=True):
         # What the store holds is what the stage had in memory: verified before the commit, in a process of its own.

@@ -67,6 +67,11 @@ class LocalGroup:
         self.spec = spec
         self._stop = threading.Event()
 
+    @property
+    def num_placed(self) -> int:
+        """This process."""
+        return 1
+
     def prepare(self) -> None:
         """Nothing to start: this process has its imports."""
 

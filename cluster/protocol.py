@@ -139,6 +139,11 @@ class WorkerGroup(Protocol):
     @property
     def spec(self) -> WorkerSpec: ...
 
+    @property
+    def num_placed(self) -> int:
+        """How many workers hold resources at present."""
+        ...
+
     def prepare(self) -> None:
         """Starts the import of `spec.preload`, which every `run` shares; returns at once."""
         ...

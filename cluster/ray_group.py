@@ -47,6 +47,11 @@ class RayGroup:
         self._place()
         session.close_at_shutdown(self)
 
+    @property
+    def num_placed(self) -> int:
+        """How many workers there are: none after a node was lost."""
+        return len(self._ranks)
+
     def prepare(self) -> None:
         """Starts every rank's imports; does not wait for them."""
         self._place()

@@ -82,9 +82,9 @@ def fit(request: Request, nodes: Sequence[Node], *, free: bool = False) -> Place
     return Refusal(f"needs {_asked(request)}; {_everything(request, nodes, free)}")
 
 
-def largest_group(request: Request, nodes: Sequence[Node]) -> int:
-    """How many such workers the cluster's totals can take."""
-    rooms = [_room(request, node, False) for node in nodes]
+def largest_group(request: Request, nodes: Sequence[Node], *, free: bool = False) -> int:
+    """How many such workers the nodes can take by their totals, or by what is free."""
+    rooms = [_room(request, node, free) for node in nodes]
     return max(rooms, default=0) if request.same_node else sum(rooms)
 
 

@@ -17,11 +17,18 @@ class Cluster(Strict):
         "auto",
         description="Workers per stage; auto: one per GPU, else one per core up to 2; resolved where it runs.",
     )
-    min_workers: int = placement(
-        1,
+    min_workers: int | None = placement(
+        None,
         ge=1,
         le=10**5,
-        description="Fewest workers that `workers: auto` may settle on; with less the run is refused.",
+        description="Fewest workers that `workers: auto` may settle on, and that a stage continues with after a loss; "
+        "null: 1 for `auto`, and no fewer after a loss than it started with.",
+    )
+    replacement_wait_s: int = placement(
+        300,
+        ge=0,
+        le=86_400,
+        description="Seconds to wait after a loss for other nodes, before the stage continues on fewer workers.",
     )
     gpus_per_worker: Annotated[Literal["auto", 0, 1], Whole] = placement(
         "auto", description="1 for GPU workers, 0 for CPU workers; auto: 1 where the cluster has GPUs."

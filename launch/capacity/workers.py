@@ -36,7 +36,7 @@ def settle_workers(recipe: Recipe, nodes: Sequence[Node]) -> Workers:
     if cluster.workers == "auto":
         available = num_gpus if gpus else min(AUTO_CPU_WORKERS, num_cpus)
         workers = fit_workers(recipe, max(1, available))
-        if workers < cluster.min_workers:
+        if workers < (cluster.min_workers or 1):
             kind = "GPU" if gpus else "CPU"
             raise CapacityError(
                 f"cluster.min_workers is {cluster.min_workers}; at most {workers} can be placed: there is room for "

@@ -1,7 +1,7 @@
 """Walks a plan: skips what the store has, runs the rest stage by stage, verifies, commits, and keeps the journal."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from cluster.protocol import Json, WorkerFailed
@@ -9,6 +9,7 @@ from cluster.supervise import Attempt, Fail, Retry, decide
 from launch.inputs.resolved import Resolved
 from launch.label.desk import Desk
 from launch.records.stage_result import StageResult
+from launch.runs.elastic import LOSSES, Growth, Sized, sizes_of, wait_for_size
 from launch.runs.label_pairs import label_pairs
 from launch.runs.stage_events import StageEvents
 from launch.runs.stop import StopSignal
@@ -106,29 +107,56 @@ class Executor:
 
     def _attempts(self, planned: PlannedStage, inputs: dict[str, ArtifactManifest]) -> tuple[ArtifactManifest, int]:
         """Compute a stage, again after infrastructure failures as the policy allows; returns the last lease too."""
-        name, max_retries = planned.name, self.resolved.recipe.cluster.max_retries
+        name, cluster = planned.name, self.resolved.recipe.cluster
+        stage = self.resolved.recipe.stages[name]
+        sizes = sizes_of(stage, cluster.min_workers or planned.workers, planned.workers)
         attempts: list[Attempt] = []
+        workers = planned.workers
         while True:
+            growth = Growth(sizes, workers, lambda: self._ready_pool(planned.workers).room())
             lease = self.store.take_lease(self.run, name)
             try:
-                return self._attempt(planned, inputs, lease), lease
+                return self._attempt(Sized.of(self.resolved, planned, workers), inputs, lease, growth), lease
+            except Preempted:
+                if self.stop.is_set() or growth.size is None:
+                    raise
+                workers = self._grow(planned, sizes)
             except WorkerFailed as failure:
-                if failure.verdict.kind == "stopped":
-                    raise Preempted("stopped before the workers had saved; what was saved before is kept") from failure
+                verdict = failure.verdict
                 state = self.store.latest_state(self.run, name, hashed=False)  # the workers hash it
-                attempts.append(Attempt(failure.verdict, state.step if state else 0))
-                match decide(attempts, max_retries):
+                attempts.append(Attempt(verdict, state.step if state else 0))
+                match decide(attempts, cluster.max_retries):
                     case Fail(reason=reason):
-                        self.events.failed(name, lease, failure.verdict, reason)
+                        self.events.failed(name, lease, verdict, reason)
                         raise
                     case Retry(delay_s=delay_s):
-                        self.events.failed(name, lease, failure.verdict, None)
+                        self.events.failed(name, lease, verdict, None)
                         soon = f" in {delay_s:.0f} s" if delay_s else ""
-                        self.events.say(f"{name}: {failure.verdict.message}; trying again{soon}")
-                        self._sleep(delay_s)
-                        self._raise_if_stopped()
+                        self.events.say(f"{name}: {verdict.message}; trying again{soon}")
+                        self._pause(delay_s)
+                        if verdict.kind in LOSSES:
+                            workers = self._size(planned, sizes, cluster.replacement_wait_s)
 
-    def _attempt(self, planned: PlannedStage, inputs: dict[str, ArtifactManifest], lease: int) -> ArtifactManifest:
+    def _pause(self, seconds: float) -> None:
+        self._sleep(seconds)
+        self._raise_if_stopped()
+
+    def _grow(self, planned: PlannedStage, sizes: Sequence[int]) -> int:
+        """The number of workers after those that gave way have left."""
+        self._ready_pool(planned.workers).release()
+        return self._size(planned, sizes, 0.0)
+
+    def _size(self, planned: PlannedStage, sizes: Sequence[int], wait_s: float) -> int:
+        """On how many workers a stage continues."""
+        pool = self._ready_pool(planned.workers)
+        workers = wait_for_size(sizes, pool.room, wait_s, self._pause, self.events.waiting)
+        self.events.say(f"{planned.name}: continuing on {workers} of {planned.workers} workers")
+        return workers
+
+    def _attempt(
+        self, sized: Sized, inputs: dict[str, ArtifactManifest], lease: int, growth: Growth
+    ) -> ArtifactManifest:
+        planned = sized.planned
         name = planned.name
         self.events.started(planned, lease)
         job: Json = {
@@ -137,7 +165,7 @@ class Executor:
             "attempt": lease,
             "lease": lease,
             "store": self.store.uri,
-            "recipe": self.resolved.recipe_json,
+            "recipe": sized.resolved.recipe_json,
             "fingerprint": planned.fingerprint,
             "inputs": {path: manifest.model_dump(mode="json") for path, manifest in inputs.items()},
             "data": dict(self.resolved.data.get(name, {})),
@@ -149,12 +177,16 @@ class Executor:
             "replaced": self.resolved.replaced.get(name, []),
         }
         try:
-            return self._compute(planned, inputs, lease, job)
+            return self._compute(planned, inputs, lease, job, growth)
+        except WorkerFailed as failure:
+            if failure.verdict.kind == "stopped":
+                raise Preempted("stopped before the workers had saved; what was saved before is kept") from failure
+            raise
         finally:
             self.events.ended()
 
     def _compute(
-        self, planned: PlannedStage, inputs: dict[str, ArtifactManifest], lease: int, job: Json
+        self, planned: PlannedStage, inputs: dict[str, ArtifactManifest], lease: int, job: Json, growth: Growth
     ) -> ArtifactManifest:
         """Let the pool make a candidate, verify and commit it."""
         name = planned.name
@@ -162,7 +194,13 @@ class Executor:
 
         def work() -> Json:
             pool = self._ready_pool(planned.workers)
-            return pool.train(job, planned.workers, label, lambda *beat: self.events.beat(name, *beat))
+
+            def on_beat(rank: int, phase: str, values: Json) -> None:
+                self.events.beat(name, rank, phase, values)
+                if growth.is_possible(phase):
+                    pool.give_way()
+
+            return pool.train(job, planned.workers, label, on_beat)
 
         result = self._result(planned, work)
         candidate = result.get("candidate")

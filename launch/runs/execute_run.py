@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cluster.protocol import PRELOAD, WorkerGroup, WorkerSpec
 from cluster.session import Session, start
+from cluster.topology import Request, largest_group
 from launch.capacity.room import check_disk
 from launch.inputs.resolved import Resolved
 from launch.records.journal import Journal, this_driver
@@ -92,6 +93,7 @@ def ray_pool(request: PoolRequest) -> WorkerPool:
         # Ray gives its own processes some 15 seconds, which a machine that is busy with other things may exceed.
         request.say(f"{error}; trying once more")
         session = connect()
+    one = Request(1, 1.0, int(cluster.gpus_per_worker))
     try:
         request.on_connected(session.cancel)
         pool = StageWorkers(
@@ -103,6 +105,7 @@ def ray_pool(request: PoolRequest) -> WorkerPool:
             placement_timeout_s=cluster.placement_timeout_s,
             stall_after_s=cluster.stall_after_s,
             environment=environment,
+            free_room=lambda: largest_group(one, session.nodes(), free=True),
             on_close=session.shutdown,
         )
         pool.prepare(request.first_workers)

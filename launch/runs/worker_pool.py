@@ -12,6 +12,8 @@ GroupFactory = Callable[[WorkerSpec], WorkerGroup]
 
 STALL_LIMITS_S = {"*": 1800.0}
 IMPORTING = ("start", "join")
+UNKNOWN_ROOM = 10**5
+"""Where nothing is placed on nodes."""
 
 
 class WorkerPool(Protocol):
@@ -20,6 +22,10 @@ class WorkerPool(Protocol):
     def train(self, job: Json, num_workers: int, label: str, on_beat: OnBeat) -> Json: ...
 
     def verify(self, job: Json, label: str) -> Json: ...
+
+    def room(self) -> int: ...
+
+    def give_way(self) -> None: ...
 
     def release(self) -> None: ...
 
@@ -42,6 +48,7 @@ class StageWorkers:
         placement_timeout_s: float = 300.0,
         stall_after_s: float | None = None,
         environment: dict[str, str] | None = None,
+        free_room: Callable[[], int] = lambda: UNKNOWN_ROOM,
         on_close: Callable[[], None] | None = None,
     ) -> None:
         self._make_group = make_group
@@ -55,6 +62,7 @@ class StageWorkers:
             "stall_after_s": stall_after_s,
         }
         self._gpus_per_worker = gpus_per_worker
+        self._free_room = free_room
         self._on_close = on_close
         self._learners: WorkerGroup | None = None
         self._verifier: WorkerGroup | None = None
@@ -92,6 +100,16 @@ class StageWorkers:
         for group in (self._learners, self._verifier):
             if group is not None:
                 group.stop()
+
+    def room(self) -> int:
+        """How many workers a stage can have: those that it has, and those for which there is room."""
+        held = 0 if self._learners is None else self._learners.num_placed
+        return held + self._free_room()
+
+    def give_way(self) -> None:
+        """Ask the stage's workers to save and leave, so that it can have others once they are released."""
+        if self._learners is not None:
+            self._learners.stop()
 
     def release(self) -> None:
         """End every process and give back what they held; the next stage has others started."""

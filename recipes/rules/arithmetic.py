@@ -31,7 +31,7 @@ def check_arithmetic(loaded: LoadedRecipe) -> Iterator[Problem]:
 
 def _check_workers(loaded: LoadedRecipe) -> Iterator[Problem]:
     cluster = loaded.recipe.cluster
-    if cluster.workers != "auto" and cluster.min_workers > cluster.workers:
+    if cluster.workers != "auto" and cluster.min_workers is not None and cluster.min_workers > cluster.workers:
         message = f"min_workers must be at most workers ({cluster.workers})"
         yield loaded.problem(Code.MIN_ABOVE_MAX, "cluster.min_workers", cluster.min_workers, message)
 
@@ -64,11 +64,11 @@ def _check_batch(loaded: LoadedRecipe, name: str, stage: Stage) -> Iterator[Prob
     if batch is None:
         return
     cluster = loaded.recipe.cluster
-    findings = [*batch.rules(cluster.workers, cluster.min_workers)]
+    findings = [*batch.rules(cluster.workers, cluster.min_workers or 1)]
     yield from loaded.problems(name, findings)
     if findings or stage.shard.micro_batch == "auto":
         return
-    least = cluster.min_workers if cluster.workers == "auto" else cluster.workers
+    least = (cluster.min_workers or 1) if cluster.workers == "auto" else cluster.workers
     try:
         micro_batches(batch.size, least if batch.size % least == 0 else 1, stage.shard.micro_batch)
     except ValueError as error:

@@ -133,3 +133,19 @@ def test_a_host_that_is_cut_off_is_noticed_in_seconds_and_another_takes_its_plac
     lab.hosts[CLIENT].trainwright(*alone)
     (made,) = Store.open(str(lab.store / "alone")).list_artifacts()
     assert client.digest(run) == made.digest
+
+
+def test_a_run_shrinks_when_a_host_is_lost_and_grows_back_when_it_returns(lab: Lab) -> None:
+    client = Client(lab)
+    elastic = ("cluster.min_workers=2", "cluster.replacement_wait_s=5", "stages.base.train.steps=2000")
+    run = client.submit(*elastic)
+    client.wait_for_step(run, 30)
+    cut = lab.hosts[NODES[2]]
+    cut.set_link(up=False)
+    wait(lambda: len(client.events(run, "stage_started")) == 2, "fewer workers", 90)
+    cut.set_link(up=True)
+    assert client.wait_for_end(run) == "completed"
+    assert [entry["workers"] for entry in client.events(run, "stage_started")] == [3, 2, 3]
+    (made,) = client.events(run, "stage_committed")
+    assert made["exactness"] == "order-exact"
+    assert made["outcome"]["samples"] == 2000 * 12

@@ -107,9 +107,6 @@ class Pretrain(TextTraining):
             yield at("init_from", self.init_from, Code.WRONG_ARTIFACT_KIND, message)
         if facts.family is not None and "span_corruption" in facts.family.keys:
             yield from self._sentinel_rules(facts)
-        if facts.family is not None and facts.family.is_recurrent and self.data.has_weights:
-            message = f"{facts.family.noun} reads its text as one stream, each row once an epoch"
-            yield at("data.mix", "", Code.NOT_APPLICABLE, message, "remove the weights")
         if facts.family is not None and isinstance(self.tokenizer, TrainTokenizer):
             yield from _token_rules(self.tokenizer, facts.family)
 

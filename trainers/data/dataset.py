@@ -167,6 +167,8 @@ class Contents:
     captions: list[str] = field(default_factory=list)
     mixture: Mixture | None = None
     """Whose the rows are, where they come from several sources."""
+    drawn: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What a stream holds of each source, where weights decide it."""
 
 
 class DataLayout(Protocol):

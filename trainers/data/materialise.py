@@ -158,6 +158,7 @@ def lay_out(
     if isinstance(source, Mix):
         contents.mixture = seen.sources.mixture(source, contents)
         sources = seen.sources.report(contents.mixture, contents)
+        sources = {name: {**counts, **contents.drawn.get(name, {})} for name, counts in sources.items()}
     return contents, BuildReport(
         seen.rows,
         contents.holds,

@@ -1,6 +1,6 @@
 """The order of rows that several sources share by weights: a pure function of (digest, seed, position)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, Protocol
@@ -112,6 +112,24 @@ class Weighted:
             periods, place = divmod(len(rows) - 1, turns.counts[source])
             found.append(periods * PERIOD + int(np.flatnonzero(turns.source == source)[place]) + 1)
         return found
+
+
+def texts_by_tokens(
+    lengths: Sequence[Sequence[int]], shares: Sequence[float], until: Literal["first", "all"]
+) -> Iterator[tuple[int, int]]:
+    """Yield texts, each by its source and its place there, for one stream of tokens.
+
+    The next text is of the source that is furthest below its share of the tokens. Ends once the first source has been
+    read to its end, or all have; one that ends before starts again.
+    """
+    tokens, texts = [0] * len(lengths), [0] * len(lengths)
+    enough = any if until == "first" else all
+    while not enough(count >= len(own) for count, own in zip(texts, lengths, strict=True)):
+        source = min(range(len(shares)), key=lambda number: tokens[number] / shares[number])
+        place = texts[source] % len(lengths[source])
+        yield source, place
+        tokens[source] += lengths[source][place]
+        texts[source] += 1
 
 
 def _count(times: np.ndarray, rows: Sequence[int] | np.ndarray, digest: str, seed: int, drawn: int) -> None:

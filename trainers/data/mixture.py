@@ -80,10 +80,15 @@ class SourceCounts:
         self.by_row[row_id] = source
 
     def mixture(self, mix: Mix, contents: Built) -> Mixture:
-        """Return the source of each built row; a stream's texts, which are spread over rows, have none."""
+        """Return the source of each built row; a stream's texts, which are spread over rows, have none.
+
+        What weights come to is in the stream already.
+        """
         names = [member.name for member in mix.members()]
         owners = self._owners(contents)
-        ends = [] if owners is None else np.cumsum([owners.count(name) for name in names]).tolist()
+        if owners is None:
+            return Mixture(tuple(names), ())
+        ends = np.cumsum([owners.count(name) for name in names]).tolist()
         shares = None if mix.weights is None else list(mix.weights)
         found = Mixture(tuple(names), tuple(ends), None if shares is None else tuple(shares), mix.until)
         if shares is None or mix.weigh == "rows":

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
+from recipes.data.text import Mix
 from recipes.models.base import TextFamily
 from recipes.models.model_kinds import MODEL_KINDS
 from recipes.stages.answers import SourceUse, TextFacts
@@ -249,7 +250,8 @@ def training_request(
     if images is not None:
         layout = ImageText(settings, images)
     elif family.is_recurrent and spec.data_role == "text":
-        layout = Stream(settings)
+        weighed = isinstance(use.source, Mix) and use.source.has_weights and not use.held_out
+        layout = Stream(settings, cast(Mix, use.source) if weighed else None)
     else:
         layout = text_layout(role, settings)
     return data_request(context, use, layout)

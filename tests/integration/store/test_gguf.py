@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize, quantize
 from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -20,6 +22,7 @@ from trainers.models.gguf_open import open_gguf
 from trainers.models.imports import import_folder
 from trainers.store.store import Store
 
+Q8_0 = GGMLQuantizationType.Q8_0
 TEXTS = ["The cat sat on the mat, and 12 dogs barked at it.\n", "def f(x):\n    return x + 1\n"] * 40
 SIZES: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -79,6 +82,10 @@ def test_rounded_files_are_close_and_shrink(tmp_path: Path, tokenization: Tokeni
     assert 0 < changes["q8_0"] < 1e-3
     sizes = [(tmp_path / f"{kind}.gguf").stat().st_size for kind in ("q8_0", "f16")]
     assert sizes[0] < sizes[1]
+    held = open_gguf(tmp_path / "q8_0.gguf", torch.float32).state_dict()
+    for key, values in load_file(folder / "model.safetensors").items():
+        stock = dequantize(quantize(values.numpy(), Q8_0), Q8_0) if values.ndim == 2 else values.numpy()
+        assert torch.equal(held[key], torch.from_numpy(stock).view_as(values)), key
     write_folder(tmp_path / "q8_0.gguf", tmp_path / "back")
     config = json.loads((tmp_path / "back" / "config.json").read_bytes())
     assert config["dtype"] == "bfloat16"

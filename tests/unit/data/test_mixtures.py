@@ -166,6 +166,33 @@ def test_a_stream_reads_every_source_once(folder: Path, store: Store, tokenizati
     assert dataset.by_source() == {}
 
 
+@pytest.mark.parametrize("until", ["first", "all"])
+def test_weights_decide_the_tokens_of_a_stream(
+    folder: Path, store: Store, tokenization: Tokenization, until: str
+) -> None:
+    mix = mixture(3, 1, until=until)
+    settings = TextSettings(tokenization, 64)
+    once = materialise(DataRequest(mixture(None, None), folder, Stream(settings), 0), store)
+    dataset = materialise(DataRequest(mix, folder, Stream(settings, mix), 0), store)
+    found = dataset.report.sources
+    assert {name: counts["kept"] for name, counts in found.items()} == {"short": 40, "long": 25}
+    assert sum(counts["tokens"] for counts in found.values()) == len(dataset.arrays["tokens"])
+    text = max(np.diff([*np.flatnonzero(dataset.arrays["is_first"]), len(dataset.arrays["tokens"])]))
+    assert abs(found["short"]["tokens"] - 0.75 * len(dataset.arrays["tokens"])) <= text
+    reached = [counts["epochs"] for counts in found.values()]
+    assert (min if until == "all" else max)(reached) == 1
+    assert (max if until == "all" else min)(reached) != 1
+    assert once.digest != dataset.digest
+
+
+def test_a_stream_without_a_text_of_a_weighted_source_is_refused(
+    folder: Path, store: Store, tokenization: Tokenization
+) -> None:
+    mix = mixture(1, 1, filter=[{"by": "pattern", "drop": "The number"}])
+    with pytest.raises(RequestError, match="long"):
+        materialise(DataRequest(mix, folder, Stream(TextSettings(tokenization, 64), mix), 0), store)
+
+
 def test_a_weight_without_a_row_is_refused(build: Any, folder: Path) -> None:
     (folder / "long.jsonl").write_text('{"prompt": "a", "completion": ""}\n')
     dataset = build(mixture(1, 1), "seq2seq")

@@ -110,7 +110,7 @@ class Lora(Strict):
     def _quantised_rules(self, names: ModuleNames) -> Iterator[FieldFinding]:
         if self.quantize is None:
             return
-        frozen = [name for name in self.modules_to_save if _last(name) in names.linears]
+        frozen = [name for name in self.modules_to_save if module_name(name) in names.linears]
         if frozen or self.target_parameters:
             what = f"lora.modules_to_save: {frozen[0]}" if frozen else "lora.target_parameters"
             message = f"modules of the base are kept in few bits and do not learn; found {what}"
@@ -127,7 +127,7 @@ class Lora(Strict):
             message = f"the start is taken away by a LoRA of twice the rank, which {keys[0]} does not add up with"
             yield at("lora.init", self.init, Code.CONFLICTING_KEYS, message, "default")
         if isinstance(self.target_modules, list) and any(
-            _last(name) == names.embedding for name in self.target_modules
+            module_name(name) == names.embedding for name in self.target_modules
         ):
             message = "an embedding is no linear map"
             yield at("lora.init", self.init, Code.CONFLICTING_KEYS, message, "default, or no adapter on the embedding")
@@ -140,9 +140,9 @@ class Lora(Strict):
         yield from pattern_rules(place, pattern)
 
     def _named_rules(self, names: ModuleNames) -> Iterator[FieldFinding]:
-        saved = {_last(name) for name in self.modules_to_save}
+        saved = {module_name(name) for name in self.modules_to_save}
         for index, target in enumerate(self.target_modules):
-            place, name = f"lora.target_modules.{index}", _last(target)
+            place, name = f"lora.target_modules.{index}", module_name(target)
             if name in names.ends and names.is_tied:
                 message = f"{' and '.join(names.ends)} of {names.owner} are one tensor, so that an update of one alone"
                 advice = f"lora.modules_to_save: [{name}] trains the tensor whole"
@@ -157,7 +157,7 @@ class Lora(Strict):
                 yield at(place, target, Code.CONFLICTING_KEYS, message, "name it once")
 
     def _saved_rules(self, place: str, target: str, names: ModuleNames) -> Iterator[FieldFinding]:
-        name, known = _last(target), [*names.ends, *names.own_heads, *names.linears]
+        name, known = module_name(target), [*names.ends, *names.own_heads, *names.linears]
         if name not in known:
             yield _unknown(place, target, names.owner, known)
         elif name in names.ends and names.is_shared:
@@ -205,20 +205,20 @@ class Lora(Strict):
 
     def num_saved(self, linears: Collection[Linear], end: Linear, *, is_tied: bool) -> int:
         """Parameters of the modules that learn whole, biases left out; of a tied pair those of one."""
-        saved = {_last(name) for name in self.modules_to_save}
+        saved = {module_name(name) for name in self.modules_to_save}
         ends = [name for name in _others(self.modules_to_save, linears) if name not in NEW_HEADS]
         modules = [linear for linear in linears if linear.name in saved] + [end] * min(len(ends), 1 if is_tied else 2)
         return sum(module.count * module.inputs * module.outputs for module in modules)
 
     def takes(self, name: str) -> bool:
         """Whether modules of this name get an adapter; by a pattern: whether they may, if it names any."""
-        if name in {_last(saved) for saved in self.modules_to_save}:
+        if name in {module_name(saved) for saved in self.modules_to_save}:
             return False
         if self.target_modules == ALL_LINEAR:
             return True
         if isinstance(self.target_modules, str):
             return _may_end(self.target_modules, name)
-        return name in {_last(target) for target in self.target_modules}
+        return name in {module_name(target) for target in self.target_modules}
 
     def rank_of(self, name: str) -> int:
         """The largest rank of modules of this name."""
@@ -237,10 +237,10 @@ def _may_end(pattern: str, name: str) -> bool:
 def _others(names: Iterable[str], linears: Collection[Linear]) -> list[str]:
     """Which of the names are no linear module's."""
     known = {linear.name for linear in linears}
-    return sorted({_last(name) for name in names} - known)
+    return sorted({module_name(name) for name in names} - known)
 
 
-def _last(path: str) -> str:
+def module_name(path: str) -> str:
     """The end of a path that names a module; of an item of a list (`to_out.0`) the list's name is a part of it."""
     found = re.search(r"[^.]+(\.\d+)?$", path)
     return path if found is None else found.group()
@@ -255,6 +255,6 @@ def pattern_rules(place: str, pattern: str) -> Iterator[FieldFinding]:
 
 
 def _unknown(place: str, target: str, owner: str, known: list[str]) -> FieldFinding:
-    guess = nearest(_last(target), known)
+    guess = nearest(module_name(target), known)
     suggestion = f"did you mean {guess}?" if guess else "its modules: " + ", ".join(known)
     return at(place, target, Code.UNKNOWN_MODULE, f"{owner} has no trainable module of this name", suggestion)

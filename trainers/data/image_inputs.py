@@ -40,11 +40,18 @@ def joined(images: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return found
 
 
-def packed_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Return an image's arrays as safetensors; whole numbers that fit are kept in 8 bits."""
-    from safetensors.numpy import save
+def packed_bytes(arrays: Mapping[str, np.ndarray], precision: str) -> bytes:
+    """Return an image's arrays as safetensors: fractions in a precision, whole numbers that fit in 8 bits."""
+    import torch
+    from safetensors.torch import save
 
-    return bytes(save({name: _small(array) for name, array in arrays.items()}))
+    from trainers.runtime.precision import dtype_of
+
+    dtype = dtype_of(precision)
+    tensors = {name: torch.from_numpy(_small(array)) for name, array in arrays.items()}
+    return bytes(
+        save({name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()})
+    )
 
 
 def _small(array: np.ndarray) -> np.ndarray:
@@ -53,10 +60,10 @@ def _small(array: np.ndarray) -> np.ndarray:
 
 
 def _unpacked(content: np.ndarray) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load
+    from safetensors.torch import load
 
     return {
-        name: value if value.dtype.kind == "f" else value.astype(np.int64)
+        name: (value.float() if value.is_floating_point() else value.long()).numpy()
         for name, value in load(content.tobytes()).items()
     }
 

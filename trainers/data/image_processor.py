@@ -5,7 +5,7 @@ C channels, H height, W width of the pixel values. P images.
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -81,8 +81,17 @@ class ImageProcessor:
     files: dict[str, bytes]
     """The processor's files, for the artifacts of models that take their images this way."""
     _inner: Any
+    precision: str = "fp32"
+    """Of the values that are kept, where they are not pixels."""
     _known: dict[str, tuple[np.ndarray, int]] = field(default_factory=dict, compare=False)
     """Tokens and stored bytes of images, by digest."""
+
+    def kept_in(self, precision: str) -> "ImageProcessor":
+        """Return the processor of sets whose values have the precision that the model takes them in."""
+        if self.fixed is not None or precision == self.precision:
+            return self
+        digest = hashlib.sha256(f"{self.digest} {precision}".encode()).hexdigest()
+        return replace(self, digest=digest, precision=precision, _known={})
 
     @property
     def tokens_per_image(self) -> int | None:
@@ -95,7 +104,7 @@ class ImageProcessor:
             return np.full(self.fixed.tokens, self.image_id, dtype=np.int32)
         if image.digest not in self._known:
             seen = self.see(image.read(), image.name)
-            self._known[image.digest] = (seen.ids, len(packed_bytes(seen.arrays)))
+            self._known[image.digest] = (seen.ids, len(packed_bytes(seen.arrays, self.precision)))
         return self._known[image.digest][0]
 
     def stored(self, images: Mapping[str, RowImage]) -> dict[str, np.ndarray | Chunks]:
@@ -119,7 +128,7 @@ class ImageProcessor:
 
     def _bytes(self, images: Any) -> Iterator[bytes]:
         for image in images:
-            yield packed_bytes(self.see(image.read(), image.name).arrays)
+            yield packed_bytes(self.see(image.read(), image.name).arrays, self.precision)
 
     def inputs(self, images: Sequence[RowImage]) -> dict[str, np.ndarray]:
         """Return what the model takes of images, in their order, by the names of its arguments."""

@@ -157,7 +157,7 @@ class _Probe:
 
     def _adapters(self, record: TypeRecord) -> TypeRecord:
         type_records()[self._type] = replace(record, linears=())
-        names = [name for name in target_names(self._model) if not name.isdigit()]  # those also name layers
+        names = target_names(self._model)
         try:
             model = small_model(self._config)
             add_adapter(model, Lora(r=2, target_modules=names), seed=0)

@@ -10,6 +10,7 @@ from recipes.models.base import Linear, Shape
 from recipes.models.known_models import CountedSizes, KnownModel
 from recipes.models.model_kinds import trained_kind
 from recipes.models.type_table import TypeRecord, find_record
+from recipes.stages.lora import module_name
 
 TAKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
 """Keys of the number of experts that a token takes."""
@@ -90,7 +91,7 @@ def _linears(record: TypeRecord, model: Any, head: Any) -> tuple[Linear, ...]:
     found = Counter(
         (name, *_sides(module))
         for path, module in model.base_model.named_modules()
-        if (name := path.rsplit(".", 1)[-1]) in record.linears and module is not head and hasattr(module, "weight")
+        if (name := module_name(path)) in record.linears and module is not head and hasattr(module, "weight")
     )
     return tuple(Linear(*what, count) for what, count in found.items())
 

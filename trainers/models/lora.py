@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from recipes.errors import RequestError, StageError, raise_findings
-from recipes.stages.lora import ALL_LINEAR, NEW_HEADS, Lora, ModuleNames
+from recipes.models.architecture import LINEAR_MODULES
+from recipes.models.type_table import find_record
+from recipes.stages.lora import ALL_LINEAR, NEW_HEADS, Lora, ModuleNames, module_name
 from trainers.models.forward_forms import record_of
 from trainers.models.saved_modules import names_in_files, saved_paths, saved_tensors
 from trainers.models.weight_starts import ORIGIN, start_from_weights
@@ -137,7 +139,7 @@ def is_form_of(folder: Path, lora: Lora) -> bool:
         return False
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
         paths = {key.partition(".lora_")[0] for key in file.keys() if ".lora_" in key}  # noqa: SIM118
-    return all(map(lora.takes, {path.rpartition(".")[2] for path in paths})) and not (
+    return all(map(lora.takes, {module_name(path) for path in paths})) and not (
         lora.modules_to_save or content.get("modules_to_save")
     )
 
@@ -224,7 +226,7 @@ def find_targets(model: Any, lora: Lora, exclude: Sequence[str] | str = ()) -> l
 
 
 def _name(path: str | None) -> str | None:
-    return None if path is None else path.rpartition(".")[2]
+    return None if path is None else module_name(path)
 
 
 def target_names(model: Any, exclude: Sequence[str] | str = ()) -> list[str]:
@@ -241,8 +243,10 @@ def target_names(model: Any, exclude: Sequence[str] | str = ()) -> list[str]:
         and "lora_" not in key
         and not (isinstance(exclude, str) and re.fullmatch(exclude, key.removesuffix(".base_layer")))
     ]
-    found = sorted({key.removesuffix(".base_layer").rsplit(".", 1)[-1] for key in linear})
-    known = record_of(model).linears  # peft puts no adapter on some of a few types
+    found = sorted({module_name(key.removesuffix(".base_layer")) for key in linear})
+    known = set(record_of(model).linears)  # peft puts no adapter on some of a few types
+    if find_record(kind := model.config.model_type) is None:  # the record is that of its language part
+        known.update(LINEAR_MODULES.get(kind, ()))
     return [name for name in found if name in known] if known else found
 
 

@@ -95,6 +95,8 @@ class LanguageModelTask:
         images = (
             None if spec.init_from is None else runtime_of(family.name).open_images(model_folder(context, "init_from"))
         )
+        if images is not None:
+            images = images.kept_in(spec.shard.precision)
         image_tokens = None if images is None else images.tokens_per_image
         spec.check_model(TextFacts(family, tokenization.facts.special_tokens, image_tokens=image_tokens))
         training, held_out = open_sets(

@@ -69,10 +69,14 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def dataset(folder: Path) -> Dataset:
+    return materialised(folder, "fp32")
+
+
+def materialised(folder: Path, precision: str) -> Dataset:
     record = type_records()[model_type(folder)]
     settings = TextSettings(load_tokenization(folder / "model"), 256, packing=record.packing is not None)
     source: Any = TypeAdapter[Any](Source).validate_python({"source": "jsonl", "files": ["rows.jsonl"]})
-    layout = ImageText(settings, load_image_processor(folder / "model"))
+    layout = ImageText(settings, load_image_processor(folder / "model").kept_in(precision))
     return materialise(DataRequest(source, folder, layout, 0), Store.open(str(folder / "store")))
 
 
@@ -125,6 +129,16 @@ def test_every_parameter_learns_also_where_a_batch_has_no_image(folder: Path, da
         logits = opened(folder)(input_ids=ids, use_cache=False).logits[:, :-1][mask]
         wanted = torch.nn.functional.cross_entropy(logits, ids[:, 1:][mask], reduction="sum")
         assert float(loss.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+
+
+def test_values_in_the_precision_of_the_model_are_those_that_it_takes(folder: Path, dataset: Dataset) -> None:
+    half = materialised(folder, "bf16")
+    kept: list[Any] = [build_batch(rows, range(len(rows))).images for rows in (dataset, half)]  # type: ignore[union-attr]
+    assert kept[0].keys() == kept[1].keys()
+    for name, whole in kept[0].items():
+        wanted = whole.bfloat16().float() if whole.is_floating_point() else whole
+        assert torch.equal(kept[1][name], wanted)
+    assert half.arrays["image_bytes"].nbytes < 0.7 * dataset.arrays["image_bytes"].nbytes
 
 
 def test_held_out_questions_get_their_own_images(folder: Path, dataset: Dataset) -> None:

@@ -38,6 +38,9 @@ SPEC: dict[str, Any] = {
 }
 
 
+PROJECTORS = (".multi_modal_projector.", ".visual.merger.", ".visual.deepstack_merger_list.", ".connector.")
+
+
 def write_rows(folder: Path) -> None:
     rows = []
     for number in range(48):
@@ -163,6 +166,15 @@ def test_every_type_is_tuned_and_verified(tmp_path: Path, model_type: str, lora:
         for place in (str(merged), "store://see")
     ]
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("model_type", tiered(["llava", *sorted(SMALL)], ("qwen2_vl",)))
+def test_an_adapter_on_the_projector_alone(tmp_path: Path, model_type: str) -> None:
+    steps = SPEC["train"] | {"steps": 2, "sequence_length": 128, "packing": False}
+    store, made = run(tmp_path, "see", {"parts": ["projector"], "lora": {"r": 2}, "train": steps}, model_type)
+    adapter = load_file(store.folder(made, "adapter") / "adapter_model.safetensors")
+    assert all(any(part in name for part in PROJECTORS) for name in adapter)
+    assert all(bool(tensor.abs().max() > 0) for tensor in adapter.values())
 
 
 @pytest.mark.long

@@ -15,9 +15,10 @@ from rlhf.algorithms.logprobs import Entropy, action_states, chosen_logprobs, la
 from rlhf.text.responses import Responses
 from rlhf.text.reward_inputs import Reading
 from trainers.data.batches import TokenBatch
-from trainers.models.forward_forms import head_logits
+from trainers.models.forward_forms import can_share_rows, head_logits
 from trainers.models.lora import active_adapters, adapter_layers, is_adapter_key
 from trainers.models.merged_adapters import adapted_parameter, folded_adapter
+from trainers.models.shared_rows import SharedRows
 from trainers.models.token_losses import token_losses
 
 Role = Literal["actor", "critic", "reference", "reward"]
@@ -64,6 +65,8 @@ class PolicyModels(nn.Module):
         self._num_tokens = num_tokens
         switch_dropout_off(self)
         self._adapter_layers = {name: adapter_layers(network) for name, network in networks.items()}
+        self.sharing = frozenset(name for name, network in networks.items() if can_share_rows(network))
+        """Networks that read a prompt once for all its responses."""
 
     def forward(
         self,
@@ -79,19 +82,20 @@ class PolicyModels(nn.Module):
         Gives the fields of `ModelOutputs` that the roles fill, in a form that sharded engines find their tensors in.
         """
         answers: dict[str, Tensor] = {}
+        rows = self._shared(roles, responses.input_ids_BT, responses.attention_mask_BT, responses.action_mask_BT)
         for role in roles:
             with self.playing(role) as network:
                 match role:
                     case "actor":
-                        logprobs, entropies = self._logprobs(network, responses, entropy, max_tokens)
+                        logprobs, entropies = self._logprobs(network, responses, rows, entropy, max_tokens)
                         answers["logprobs_BA"] = logprobs
                         if entropies is not None:
                             answers["entropy_BA"] = entropies
                     case "reference":
-                        logprobs, _ = self._logprobs(network, responses, "none", max_tokens)
+                        logprobs, _ = self._logprobs(network, responses, rows, "none", max_tokens)
                         answers["reference_logprobs_BA"] = logprobs
                     case "critic":
-                        hidden_BTD = backbone_states(network, responses.input_ids_BT)
+                        hidden_BTD = backbone_states(network, responses.input_ids_BT, rows)
                         states_ND = action_states(hidden_BTD, responses.action_mask_BT)
                         assert self.value_head is not None
                         values_N = self.value_head(states_ND)[:, 0].float()
@@ -100,7 +104,10 @@ class PolicyModels(nn.Module):
                         assert self._reading is not None
                         assert self.score_head is not None
                         read = self._reading(responses)
-                        hidden_BTD = backbone_states(network, read.input_ids_BT)
+                        judged = self._shared(
+                            ("reward",), read.input_ids_BT, read.attention_mask_BT, read.response_mask_BT
+                        )
+                        hidden_BTD = backbone_states(network, read.input_ids_BT, judged)
                         answers["scores_B"] = last_scores(hidden_BTD, read.attention_mask_BT, self.score_head)
         if text is not None:
             with self.playing("actor") as network:
@@ -116,6 +123,12 @@ class PolicyModels(nn.Module):
         network = self.networks[route.network]
         with active_adapters(network, route.adapters, self._adapter_layers[route.network]):
             yield network
+
+    def _shared(self, roles: tuple[Role, ...], *masks: Tensor) -> SharedRows | None:
+        """How rows are read once where they begin alike; None: the roles' networks cannot, or it gains little."""
+        if not all(self.routes[role].network in self.sharing for role in roles if role != "reward" or roles == (role,)):
+            return None
+        return SharedRows.of(*masks)
 
     def policy_names(self) -> list[str]:
         """Names of the parameters that learn and that the actor samples by."""
@@ -149,9 +162,9 @@ class PolicyModels(nn.Module):
                 yield network
 
     def _logprobs(
-        self, network: nn.Module, responses: Responses, entropy: Entropy, max_tokens: int
+        self, network: nn.Module, responses: Responses, rows: SharedRows | None, entropy: Entropy, max_tokens: int
     ) -> tuple[Tensor, Tensor | None]:
-        states_ND = action_states(backbone_states(network, responses.input_ids_BT), responses.action_mask_BT)
+        states_ND = action_states(backbone_states(network, responses.input_ids_BT, rows), responses.action_mask_BT)
         tokens_N = responses.input_ids_BT[responses.action_mask_BT]
         head = network.get_output_embeddings()  # type: ignore[operator]
         largest = len(responses.input_ids_BT) * max_tokens * int(head.out_features)
@@ -181,8 +194,14 @@ def response_logprobs(network: nn.Module, responses: Responses, temperature: flo
     return spread(logprobs_N, responses.action_mask_BA)
 
 
-def backbone_states(network: nn.Module, input_ids_BT: Tensor) -> Tensor:
-    """Last hidden states of right-padded rows: what stands after a row's end cannot be seen from before it."""
+def backbone_states(network: nn.Module, input_ids_BT: Tensor, rows: SharedRows | None = None) -> Tensor:
+    """Last hidden states of right-padded rows: what stands after a row's end cannot be seen from before it.
+
+    With `rows` their common beginnings are read once.
+    """
+    if rows is not None:
+        read = network.base_model(**rows.inputs(input_ids_BT), use_cache=False)  # type: ignore[operator]
+        return rows.spread(read.last_hidden_state)
     states: Tensor = network.base_model(  # type: ignore[operator]
         input_ids=input_ids_BT, attention_mask=None, use_cache=False
     ).last_hidden_state

@@ -6,6 +6,7 @@ Shapes: B samples, N samples of all ranks, R response tokens.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from rlhf.invariants import require_sampler, token_scales
 from rlhf.monitors import RolloutReport, report_rollouts
 from rlhf.policy import Learner, ScoredRollouts, TextShare, Wanted
 from rlhf.text.episodes import Episodes
-from rlhf.text.policy import Role
+from rlhf.text.policy import PolicyModels, Role
 from rlhf.text.responses import Responses, draw_keys, repeated_prompts
 from rlhf.text.rewards import TextReward
 from rlhf.text.samples import (
@@ -36,7 +37,7 @@ from rlhf.text.samples import (
 from trainers.data.batches import BatchPlan, PromptBatch, TokenBatch, build_batch
 from trainers.data.dataset import Dataset
 from trainers.data.mixture import Draw
-from trainers.data.order import deal_by_length
+from trainers.data.order import deal_by_group, deal_by_length
 from trainers.inference.generation import SamplingSettings
 from trainers.inference.rollouts import RolloutEngine, Sampled, SampleKey, WeightsVersion
 from trainers.objectives.language_model import LanguageModelObjective
@@ -163,7 +164,11 @@ class TextPolicy:
     def shares(self, samples: Responses, rows: Sequence[int]) -> list[list[int]]:
         """The micro-batches of these rows on this rank, alike in length on all ranks."""
         lengths, plan = samples.attention_mask_BT.sum(dim=1).tolist(), self.sources.prompts
-        return deal_by_length(rows, lengths, plan.rank, plan.workers, self.learner.micro_batch)
+        own = (plan.rank, plan.workers, self.learner.micro_batch)
+        models = cast(PolicyModels, self.learner.engine.module)
+        if self.rollout.samples_per_prompt > 1 and models.sharing:
+            return deal_by_group(rows, lengths, samples.sample_ids_B.tolist(), *own)
+        return deal_by_length(rows, lengths, *own)
 
     def judge(self, module: nn.Module, samples: Responses, wanted: Wanted) -> Mapping[str, Tensor]:
         """The opinion of who is wanted, the actor's with entropy, of critic and reward model where there are any."""

@@ -92,6 +92,25 @@ def deal_by_length(
     return [own[start : start + micro_batch] for start in range(0, len(own), micro_batch)]
 
 
+def deal_by_group(
+    rows: Sequence[int], lengths: Sequence[int], groups: Sequence[int], rank: int, workers: int, micro_batch: int
+) -> list[list[int]]:
+    """The same, but with rows of a group (`groups[row]`) next to each other, so that a micro-batch has few groups.
+
+    Every rank gets equally many rows, where these can be divided by the ranks.
+    """
+    longest: dict[int, int] = {}
+    for row in rows:
+        longest[groups[row]] = max(lengths[row], longest.get(groups[row], 0))
+    order = sorted(rows, key=lambda row: (-longest[groups[row]], groups[row], -lengths[row], row))
+    shares = []
+    for start in range(0, len(order), workers * micro_batch):
+        round_ = order[start : start + workers * micro_batch]
+        size = len(round_) // workers
+        shares.append(round_[rank * size : (rank + 1) * size])
+    return shares
+
+
 def drawn_rows(digest: str, seed: int, count: int, size: int) -> list[int]:
     """Return `count` distinct rows (all of them where there are fewer), drawn by the seed."""
     return [sample_at(digest, seed, 0, position, size) for position in range(min(count, size))]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainers.models.shared_rows import over_shared_rows
+
 CPU_ATTENTION = "block_causal"
 """Name under which transformers' models find `block_causal_attention`."""
 
@@ -17,14 +19,14 @@ BLOCK = 64
 
 def attention_name(device: torch.device) -> str:
     """Return the attention implementation to build a causal model with: torch's own kernel on GPUs."""
-    if device.type != "cpu":
-        return "sdpa"
     from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import eager_mask
 
-    AttentionInterface.register(CPU_ATTENTION, block_causal_attention)
+    AttentionInterface.register("sdpa", over_shared_rows(sdpa_attention_forward))
+    AttentionInterface.register(CPU_ATTENTION, over_shared_rows(block_causal_attention))
     AttentionMaskInterface.register(CPU_ATTENTION, eager_mask)
-    return CPU_ATTENTION
+    return CPU_ATTENTION if device.type == "cpu" else "sdpa"
 
 
 def packed_attention_bias(segment_ids_BT: Tensor, dtype: torch.dtype) -> Tensor:

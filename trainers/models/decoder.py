@@ -53,10 +53,10 @@ class DecoderRuntime(FamilyRuntime):
 
     def attention(self, device: torch.device, model_type: str) -> str:
         """Return torch's own kernel on GPUs, the faster causal one on CPUs, where the type's outputs allow it."""
-        record = type_records()[model_type]
+        record, own = type_records()[model_type], attention_name(device)
         if device.type != "cpu":
             return record.attention
-        return attention_name(device) if record.cpu_attention == "block_causal" else record.cpu_attention
+        return own if record.cpu_attention == "block_causal" else record.cpu_attention
 
     def learning(self, spec: Pretrain | Finetune, model: nn.Module, tokenization: Tokenization, seed: int) -> Learning:
         """Return the next token's loss over packed rows."""

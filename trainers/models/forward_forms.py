@@ -12,6 +12,7 @@ from torch import Tensor
 
 from recipes.models.type_table import TypeRecord, find_record
 from trainers.models.attention import packed_attention_bias, segment_attention_bias
+from trainers.models.shared_rows import AttentionCount, SharedRows
 
 PLAIN = TypeRecord(family="", classes={}, packing="bias", decoding="bias")
 """Of a model that transformers does not have."""
@@ -43,6 +44,23 @@ def has_windows(model: Any) -> bool:
     if kinds:
         return any(kind in ("sliding_attention", "chunked_attention") for kind in kinds)
     return getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+
+
+@torch.no_grad()
+def can_share_rows(network: Any) -> bool:
+    """Tell whether tokens of a decoder see each other by attention alone that knows of shared rows, in every layer.
+
+    The network has to be whole: it reads two tokens.
+    """
+    if record_of(network).packing != "bias" or has_windows(network):
+        return False
+    parameters = inspect.signature(type(network.base_model).forward).parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return False
+    layers, place = AttentionCount(), torch.arange(2, device=network.device)
+    told = {**SharedRows(place[None], place).inputs(torch.zeros_like(place)[None]), "shared_rows": layers}
+    network.base_model(**told, use_cache=False)
+    return layers.count == int(network.config.get_text_config().num_hidden_layers)
 
 
 def packed_inputs(model: Any, segment_ids_BT: Tensor, position_ids_BT: Tensor) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """Order is a pure permutation per epoch."""
 
+from itertools import pairwise
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trainers.data import order
-from trainers.data.order import deal_by_length, drawn_rows, global_sample, sample_at
+from trainers.data.order import deal_by_group, deal_by_length, drawn_rows, global_sample, sample_at
 
 
 @given(size=st.integers(1, 300), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 10**6))
@@ -73,3 +76,23 @@ def test_dealing_by_length_splits_the_rows_whatever_the_ranks(data: st.DataObjec
     for share in shares:
         dealt = [lengths[row] for batch in share for row in batch]
         assert dealt == sorted(dealt, reverse=True)
+
+
+@given(
+    groups=st.lists(st.integers(0, 5), min_size=1, max_size=12),
+    workers=st.sampled_from([1, 2, 4]),
+    micro=st.integers(1, 5),
+    seed=st.integers(0, 2**32),
+)
+def test_dealing_by_group_gives_every_rank_equally_many_rows(
+    groups: list[int], workers: int, micro: int, seed: int
+) -> None:
+    groups = groups * workers
+    lengths = np.random.default_rng(seed).integers(1, 9, len(groups)).tolist()
+    rows = np.random.default_rng(seed).permutation(len(groups)).tolist()
+    shares = [deal_by_group(rows, lengths, groups, rank, workers, micro) for rank in range(workers)]
+    assert sorted(row for own in shares for share in own for row in share) == list(range(len(groups)))
+    assert len({tuple(map(len, own)) for own in shares}) == 1
+    assert max(len(share) for own in shares for share in own) <= micro
+    order = [groups[row] for together in zip(*shares, strict=True) for share in together for row in share]
+    assert len({*groups}) == 1 + sum(one != other for one, other in pairwise(order))

@@ -84,5 +84,5 @@ def first_curves(kind: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for stage in classes for name in stage.curves))
 
 
-SEMANTICS = {"pretrain": 3, "finetune": 5, "reward": 3, "preference": 1, "rl": 4, "feedback": 1, "evaluate": 7}
+SEMANTICS = {"pretrain": 3, "finetune": 5, "reward": 3, "preference": 1, "rl": 5, "feedback": 1, "evaluate": 7}
 """Version of each kind's mathematics; part of the fingerprint, raised when the mathematics changes."""

@@ -3,7 +3,7 @@
 Shapes: B samples, R response tokens, T tokens of prompt and response, N response tokens of all rows, D width.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -82,7 +82,8 @@ class PolicyModels(nn.Module):
         Gives the fields of `ModelOutputs` that the roles fill, in a form that sharded engines find their tensors in.
         """
         answers: dict[str, Tensor] = {}
-        rows = self._shared(roles, responses.input_ids_BT, responses.attention_mask_BT, responses.action_mask_BT)
+        masks = (responses.attention_mask_BT, responses.action_mask_BT)
+        rows = self._shared((role for role in roles if role != "reward"), responses.input_ids_BT, *masks)
         for role in roles:
             with self.playing(role) as network:
                 match role:
@@ -124,11 +125,10 @@ class PolicyModels(nn.Module):
         with active_adapters(network, route.adapters, self._adapter_layers[route.network]):
             yield network
 
-    def _shared(self, roles: tuple[Role, ...], *masks: Tensor) -> SharedRows | None:
-        """How rows are read once where they begin alike; None: the roles' networks cannot, or it gains little."""
-        if not all(self.routes[role].network in self.sharing for role in roles if role != "reward" or roles == (role,)):
-            return None
-        return SharedRows.of(*masks)
+    def _shared(self, roles: Iterable[Role], ids_BT: Tensor, real_BT: Tensor, own_BT: Tensor) -> SharedRows | None:
+        """How rows are read whose beginnings, up to what is their own, are equal; None: each as it is."""
+        names = {self.routes[role].network for role in roles}
+        return SharedRows.of(ids_BT, real_BT, own_BT) if names and names <= self.sharing else None
 
     def policy_names(self) -> list[str]:
         """Names of the parameters that learn and that the actor samples by."""

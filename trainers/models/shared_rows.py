@@ -91,7 +91,7 @@ def over_shared_rows(kernel: Attention) -> Attention:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Any,
+        attention_mask: Any = None,
         *,
         shared_rows: Any = None,
         **named: Any,

@@ -260,6 +260,7 @@ def build_tiny_ppo(
     models = tiny_models(lora, temperature, kind, has_critic, **sizes or {})
     if wants_one_token:
         models.networks["judge"] = ShareOfOne()
+        models.sharing -= {"judge"}
         nn.init.constant_(models.score_head.weight, 1 / 16)
     parameters = [(name, p) for name, p in models.named_parameters() if p.requires_grad]
     is_critic = {name: "critic" in name or "value_head" in name for name, _ in parameters}

@@ -143,9 +143,11 @@ def _figures(first: Side, other: Side, *, common: bool) -> Iterator[Figure]:
         if not both or (len(both) < max(len(theirs), len(own)) and not common):
             raise RequestError(_unlike(name, first, other))
         known, forms = other.figures[name]["metrics"], first.figures[name]
+        pairs = [(theirs[key], own[key]) for key in both]
         for metric in forms["metrics"]:
-            if metric in known:
-                yield _figure(name, metric, other.name, [(theirs[key], own[key]) for key in both], forms["judged"])
+            having = [pair for pair in pairs if all(metric in row["values"] for row in pair)]
+            if metric in known and having:
+                yield _figure(name, metric, other.name, having, forms["judged"])
 
 
 def _figure(benchmark: str, metric: str, model: str, pairs: Sequence[tuple[Row, Row]], judged: Sequence[str]) -> Figure:

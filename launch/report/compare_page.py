@@ -12,7 +12,7 @@ from launch.report.compare import LEVEL, Comparison, Figure, Row, interval
 
 MOST_ROWS = 100
 """Of a figure that are shown, each way."""
-WIDTH, HEIGHT = 220, 22
+WIDTH, HEIGHT = 160, 22
 
 
 def compare_page(found: Comparison) -> str:
@@ -38,7 +38,7 @@ def compare_page(found: Comparison) -> str:
 
 @cache
 def _style() -> str:
-    return files("launch.report").joinpath("page.css").read_text(encoding="utf-8")
+    return files("launch.report").joinpath("page.css").read_text(encoding="utf-8") + "td{white-space:nowrap}"
 
 
 def _table(found: Comparison) -> str:

@@ -32,7 +32,9 @@ MEASURES: dict[SuiteName, Suite] = {
 
 ANSWERS: dict[str, Answer] = {
     "multiple_choice": choose,
+    "last_word": choose,
     "pairs": choose,
+    "bbq": choose,
     "generate": write,
     "code": write,
     "lm_eval": ask_task,

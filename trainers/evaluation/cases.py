@@ -195,8 +195,9 @@ def figures(benchmark: Benchmark, asked: Sequence[Asked], rows: Sequence[Mapping
     """Return each figure with its interval and the number of cases; the first one by group as well."""
     found: dict[str, float] = {NUM_CASES: float(len(rows))}
     for metric in benchmark.metrics:
-        mean, low, high = mean_interval([row["values"][metric] for row in rows])
-        found |= {metric: mean, f"{metric}_low": low, f"{metric}_high": high}
+        if values := [row["values"][metric] for row in rows if metric in row["values"]]:
+            mean, low, high = mean_interval(values)
+            found |= {metric: mean, f"{metric}_low": low, f"{metric}_high": high}
     for reference in benchmark.references:
         found[reference] = sum(row["values"][reference] for row in rows) / len(rows)
     groups: dict[str, list[float]] = {}
@@ -213,11 +214,13 @@ def gains(
     benchmark: Benchmark, start: Mapping[int, Mapping[str, Any]], rows: Mapping[int, Mapping[str, Any]]
 ) -> dict[str, float]:
     """Return what a model has more than the first of each figure, on the cases that both were asked."""
-    both = sorted(start.keys() & rows.keys())
     found: dict[str, float] = {}
-    for metric in benchmark.metrics if both else ():
-        first, second = ([answers[number]["values"][metric] for number in both] for answers in (start, rows))
-        found |= {f"{metric}{end}": value for end, value in zip(GAIN, paired(first, second), strict=True)}
+    for metric in benchmark.metrics:
+        values = [{number: row["values"].get(metric) for number, row in answers.items()} for answers in (start, rows)]
+        first, second = ({number: value for number, value in each.items() if value is not None} for each in values)
+        if both := sorted(first.keys() & second.keys()):
+            gain = paired([first[number] for number in both], [second[number] for number in both])
+            found |= {f"{metric}{end}": value for end, value in zip(GAIN, gain, strict=True)}
     return found
 
 

@@ -5,11 +5,12 @@ B rows, T tokens of a row, N tokens whose likelihood is taken, D width, V vocabu
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from recipes.stages.benchmarks.case import Likelihood
 from trainers.data.tokenizer import Tokenization
 from trainers.models.forward_forms import has_windows, head_logits, record_of
 from trainers.models.token_losses import hidden_states, is_recurrent
@@ -18,14 +19,6 @@ ROW_TOKENS = 4096
 """Of a forward pass, padding included."""
 HEAD_TOKENS = 256
 """Positions whose logits are there at once."""
-
-
-class Likelihood(NamedTuple):
-    """Of a text after its context."""
-
-    nats: float
-    is_greedy: bool
-    """Whether each token is the likeliest one at its place."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from pydantic import model_validator
 
@@ -22,6 +22,14 @@ Named = tuple[str, Row]
 
 class UnfitRow(ValueError):  # noqa: N818
     """Says what is wrong with a row for its layout."""
+
+
+class Likelihood(NamedTuple):
+    """Of a text after its context."""
+
+    nats: float
+    is_greedy: bool
+    """Whether each token is the likeliest one at its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +153,8 @@ class Benchmark(Strict):
         """Answers to each question, where they are written."""
         return 1
 
-    def values(self, logprobs: Sequence[float], case: Case) -> dict[str, float]:
-        """Each figure for one case, by the log-likelihoods of its options in nats; not where answers are written."""
+    def values(self, found: Sequence[Likelihood], case: Case) -> dict[str, float]:
+        """Each figure that a case counts in, by what was found of its options; not where answers are written."""
         raise NotImplementedError
 
     def picked(self, logprobs: Sequence[float], case: Case) -> str:

@@ -5,6 +5,7 @@ Of each choice the log-likelihood after its question is taken (`acc`), and the s
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from recipes.fields import meaning
 from recipes.stages.benchmarks.case import (
     Asked,
     Case,
+    Likelihood,
     Named,
     Option,
     Row,
@@ -21,7 +23,7 @@ from recipes.stages.benchmarks.case import (
     text_column,
 )
 
-Layout = Literal["arc", "boolq", "mmlu", "openbookqa", "piqa", "query", "truthful_qa", "winogrande"]
+Layout = Literal["arc", "boolq", "hellaswag", "mmlu", "openbookqa", "piqa", "query", "truthful_qa", "winogrande"]
 LETTERS = "ABCD"
 TRUTHFUL_QA = (
     ("What is human life expectancy in the United States?",
@@ -49,9 +51,9 @@ class MultipleChoice(Asked):
 
     suite: Literal["multiple_choice"] = meaning(description="The likeliest of several choices is the model's answer.")
     layout: Layout = meaning(
-        description="The columns of the rows: arc, boolq, mmlu, openbookqa, piqa, winogrande and truthful_qa as "
-        "published (JSON or CSV); query: {query, choices, gold}, or {context_options, continuation, gold}. Prompts are "
-        "lm-eval's."
+        description="The columns of the rows: arc, boolq, hellaswag, mmlu, openbookqa, piqa, winogrande and "
+        "truthful_qa as published (JSON or CSV); query: {query, choices, gold}, or {context_options, continuation, "
+        "gold}. Prompts are lm-eval's."
     )
     ending: str = meaning("", description='Text after each question; for most files of layout query "\\nAnswer:".')
 
@@ -70,7 +72,8 @@ class MultipleChoice(Asked):
     def shown(self, row: Named) -> tuple[str, str]:
         return self._case(*row).asked(self.preface).best
 
-    def values(self, logprobs: Sequence[float], case: Case) -> dict[str, float]:
+    def values(self, found: Sequence[Likelihood], case: Case) -> dict[str, float]:
+        logprobs = [each.nats for each in found]
         if self.layout == "truthful_qa":
             return _truthful(logprobs, case)
         lengths = [option.characters for option in case.options]
@@ -164,6 +167,18 @@ def _boolq(row: Row) -> Case:
     return _asked(asked, ("no", "yes"), gold)
 
 
+def _hellaswag(row: Row) -> Case:
+    """An activity and what happens first; headings and notes in brackets, which WikiHow's texts hold, are cleaned."""
+
+    def cleaned(text: str) -> str:
+        return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
+
+    happens = f"{text_column(row, 'ctx_a')} {text_column(row, 'ctx_b').capitalize()}"
+    endings = [cleaned(str(ending)) for ending in column(row, "endings")]
+    label = _number(column(row, "label"), "label")
+    return _asked(cleaned(f"{text_column(row, 'activity_label')}: {happens}"), endings, label)
+
+
 def _piqa(row: Row) -> Case:
     choices = text_column(row, "sol1"), text_column(row, "sol2")
     return _asked(f"Question: {text_column(row, 'goal')}\nAnswer:", choices, _number(column(row, "label"), "label"))
@@ -225,6 +240,7 @@ def _listed(row: Row, name: str) -> list[str]:
 LAYOUTS: dict[Layout, Callable[[Row], Case]] = {
     "arc": _arc,
     "boolq": _boolq,
+    "hellaswag": _hellaswag,
     "mmlu": _mmlu,
     "openbookqa": _openbookqa,
     "piqa": _piqa,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from recipes.fields import meaning
-from recipes.stages.benchmarks.case import Benchmark, Case, Named, Option, Row, UnfitRow, text_column
+from recipes.stages.benchmarks.case import Benchmark, Case, Likelihood, Named, Option, Row, UnfitRow, text_column
 
 PairLayout = Literal["crows_pairs", "winobias", "winogender"]
 
@@ -63,8 +63,8 @@ class PairLikelihood(Benchmark):
     def shown(self, row: Named) -> tuple[str, str]:
         return "", next(iter(self._sides(*row).sentences.values()), "")
 
-    def values(self, logprobs: Sequence[float], case: Case) -> dict[str, float]:
-        first, second = logprobs
+    def values(self, found: Sequence[Likelihood], case: Case) -> dict[str, float]:
+        first, second = (each.nats for each in found)
         return {"prefers_first": 0.5 if first == second else float(first > second), "difference": abs(first - second)}
 
     def _sides(self, name: str, row: Row) -> Sides:

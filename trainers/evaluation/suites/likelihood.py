@@ -26,7 +26,7 @@ def choose(
         answers: list[Answered] = []
         for place, likelihoods in found.items():
             one, logprobs = asked[place], [each.nats for each in likelihoods]
-            values, said = benchmark.values(logprobs, one.case), benchmark.picked(logprobs, one.case)
+            values, said = benchmark.values(likelihoods, one.case), benchmark.picked(logprobs, one.case)
             details = {"logprobs": logprobs, "right": list(one.case.right)}
             answers.append(Answered(one.number, one.id, values, said, details))
         yield answers

@@ -12,6 +12,7 @@ from jinja2 import TemplateError
 from torch import nn
 
 from recipes.errors import CapacityError, RequestError
+from recipes.stages.benchmarks.case import Likelihood
 from recipes.stages.benchmarks.lm_eval import LmEval, spelt
 from recipes.stages.benchmarks.union import AnyBenchmark
 from recipes.stages.evaluate import Evaluate
@@ -20,7 +21,7 @@ from trainers.data.tokenizer import Tokenization
 from trainers.evaluation.cases import Answered, Asked, open_cases
 from trainers.evaluation.suite import open_measured
 from trainers.inference.generation import generate, sampling_settings
-from trainers.inference.likelihood import Likelihood, Scored, log_likelihoods, tokenized
+from trainers.inference.likelihood import Scored, log_likelihoods, tokenized
 from trainers.training.context import StageContext
 
 EXAMPLES_SEED = 1234

@@ -49,6 +49,8 @@ TABLES = (
     ("recipes.models.families", "NOUNS"),  # what messages call an artifact of each kind
     ("recipes.models.families", "HOLDERS"),  # which artifacts hold an output of each kind
     ("recipes.stages.kinds", "SEMANTICS"),  # the version of each kind's mathematics
+    ("recipes.stages.answers", "ROLES"),  # what is known of each role
+    ("trainers.data.sources.documentation", "ROLE_SETS"),  # what python-docs has for each role
     ("trainers.data.row_forms", "ROW_FORMS"),  # the form of the rows of each role
     ("trainers.models.gguf_export", "_FORMS"),  # how llama.cpp names and lays out a type
     ("trainers.models.tiny", "OWN"),  # the smallest sizes that a type takes

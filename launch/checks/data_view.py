@@ -12,6 +12,7 @@ import numpy as np
 from launch.checks.stage_sources import StageSource, stage_sources
 from launch.inputs.data_check import load_checked
 from recipes.errors import RequestError
+from recipes.stages.answers import ROLES
 from trainers.data.encoding import Encoded
 from trainers.data.first_rows import filtered, first_rows
 from trainers.data.layouts.registry import TextLayout
@@ -20,7 +21,6 @@ from trainers.data.rows import Row
 from trainers.data.selection import select
 from trainers.store.store import Store
 
-_SIDES = {"preferences": ("chosen", "rejected"), "seq2seq": ("source", "target")}
 LOOKED_AT = 1000
 """Rows that are read of each source."""
 
@@ -136,7 +136,7 @@ def _shown(row: Row, layout: TextLayout) -> ShownRow:
     """Encode a row as its layout does, before it is cut at the sequence length."""
     _, *found = next(iter(layout.encode([row])))
     encoded = [item for item in found if isinstance(item, Encoded | np.ndarray)]
-    names = _SIDES.get(layout.role, ("",))
+    names = ROLES[layout.role].sides
     sides = (_side(name, item, layout) for name, item in zip(names, encoded, strict=True))
     return ShownRow(row.id, tuple(sides), row.columns.get("label"))
 
@@ -144,11 +144,11 @@ def _shown(row: Row, layout: TextLayout) -> ShownRow:
 def _side(name: str, encoded: Encoded | np.ndarray, layout: TextLayout) -> Side:
     if isinstance(encoded, np.ndarray):
         encoded = Encoded(encoded, np.full(len(encoded), name == "target"))
-    is_all = layout.role == "instructions" and layout.text.loss_on == "all"
-    is_read = layout.role in ("labels", "prompts", "cases")
+    facts = ROLES[layout.role]
+    is_all = facts.is_tuning and layout.text.loss_on == "all"
     decode = layout.text.tokenization.decode
     tokens = (
-        Token(int(number), decode([number], skip_special=False), not is_read and bool(is_all or is_target))
+        Token(int(number), decode([number], skip_special=False), not facts.is_only_read and bool(is_all or is_target))
         for number, is_target in zip(encoded.ids, encoded.response, strict=True)
     )
     return Side(name, tuple(tokens))

@@ -14,6 +14,7 @@ from recipes.rules.models import model_facts
 from recipes.stages.answers import INPUT_FIELDS
 from trainers.data.check_source import CHECKED_ROWS, first_images
 from trainers.data.first_rows import first_rows
+from trainers.data.row_forms import opens_images
 from trainers.store.store import Store
 
 
@@ -42,9 +43,9 @@ class FurtherCheck:
                 if use.is_derived or any(field.startswith(f"stages.{name}.{use.field_path}") for field in wrong):
                     continue
                 unread: Mapping[str, int] = {}
-                if use.role == "images":
+                if use.facts.is_images:
                     unread = first_images(use.images, loaded.base_dir).unread
-                elif row_roles(use, model_facts(loaded, stage).family) == ("image_text",):
+                elif opens_images(row_roles(use, model_facts(loaded, stage).family)):
                     rows = first_rows(use.plain, loaded.base_dir, "image_text", CHECKED_ROWS)
                     unread = Counter(column for row in rows for column in row.reading.unread)
                 if unread:

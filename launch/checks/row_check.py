@@ -8,6 +8,7 @@ from launch.checks.stage_sources import StageSource, stage_sources
 from recipes.errors import Problem, RequestError
 from recipes.loaded_recipe import LoadedRecipe
 from recipes.problem_codes import Code
+from recipes.stages.answers import ROLES
 from trainers.data.dataset import WARN_LOST, BuildReport
 from trainers.data.first_rows import Piece, filtered, first_rows, show_row
 from trainers.data.image_processor import CountedImages, ImageTokens
@@ -104,7 +105,7 @@ def _check_source(loaded: LoadedRecipe, source: StageSource, found: RowFindings)
     except RequestError as error:
         found.problems.append(loaded.problem(Code.ROWS_NOT_USABLE, place, "", str(error)))
         return
-    is_asked = {"prompt", "messages"} & shown.columns.keys() and use.role != "text"
+    is_asked = {"prompt", "messages"} & shown.columns.keys() and not use.facts.is_plain
     asked = layout.text.template if is_asked else None
     unread = dict(report.unread)
     found.rows.append(
@@ -127,7 +128,7 @@ def _check_source(loaded: LoadedRecipe, source: StageSource, found: RowFindings)
 def _said_of_tokens(place: str, row: Row, layout: TextLayout) -> Iterator[str]:
     """Warn of what stands wrong in the tokens of a row: an end token before the answer, two beginnings."""
     tokenization, asked = layout.text.tokenization, layout.text.ask(row).columns
-    if row.reading.drop or "prompt" not in asked or layout.role == "seq2seq":
+    if row.reading.drop or "prompt" not in asked or ROLES[layout.role].has_targets:
         return
     ids = tokenization.encode_prompt(asked["prompt"])
     name = tokenization.decode(ids[-1:], skip_special=False)

@@ -96,7 +96,7 @@ def stage_sources(loaded: LoadedRecipe, store: Store | None = None) -> Iterator[
             if images is None:
                 continue
         for use, source_name in [member for whole in stage.sources() for member in whole.named_members()]:
-            if not use.is_derived and use.role != "images":
+            if not use.is_derived and not use.facts.is_images:
                 role = row_roles(use, family)[0]
                 layout = _layout(stage, use, role, reader.tokenization, images)
                 yield StageSource(name, use, role, layout, source_name, reader.is_trained)

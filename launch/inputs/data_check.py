@@ -19,7 +19,7 @@ from recipes.stages.answers import INPUT_FIELDS, SOURCE_FIELDS, SourceUse
 from recipes.stages.kinds import Stage
 from trainers.data.check_source import check_images, check_text, first_images
 from trainers.data.images import find_image_set_facts
-from trainers.data.row_forms import RowRole
+from trainers.data.row_forms import RowRole, row_role
 from trainers.data.sources.reader import SourceError
 
 ANY_FINETUNING: tuple[RowRole, ...] = ("instructions", "labels", "seq2seq")
@@ -35,9 +35,8 @@ def load_checked(
 
 def row_roles(use: SourceUse, family: TextFamily | None) -> tuple[RowRole, ...]:
     """What the rows of a use may be for; the first is the likeliest."""
-    assert use.role != "images"
-    if use.role != "instructions":
-        return (use.role,)
+    if not use.facts.is_tuning:
+        return (row_role(use),)
     return ANY_FINETUNING if family is None else (family.tuning_role,)
 
 
@@ -73,10 +72,10 @@ class DataCheck:
                     yield loaded.problem(error.code, place, value, error.message, error.suggestion)
 
     def _errors_of(self, loaded: LoadedRecipe, stage: Stage, use: SourceUse) -> list[SourceError]:
-        roles = () if use.role == "images" else row_roles(use, model_facts(loaded, stage).family)
+        roles = () if use.facts.is_images else row_roles(use, model_facts(loaded, stage).family)
         key = (use.source.model_dump_json(), loaded.base_dir, roles, use.carried)
         if key not in self._errors:
-            if use.role == "images":
+            if use.facts.is_images:
                 self._errors[key] = check_images(use.images, loaded.base_dir)
             else:
                 self._errors[key] = check_text(use.rows, loaded.base_dir, roles, use.carried)

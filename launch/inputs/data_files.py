@@ -48,7 +48,7 @@ def local_sources(resolved: Resolved) -> list[LocalSource]:
         except (TrainwrightError, OSError) as error:
             problems.append(Problem(Code.UNREADABLE_DATA, resolved.source, None, field, use.source.source, str(error)))
             continue
-        digest, is_images = resolved.data[name][use.field_path], use.role == "images"
+        digest, is_images = resolved.data[name][use.field_path], use.facts.is_images
         if files is None:
             found[key] = None
         else:

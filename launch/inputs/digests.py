@@ -44,7 +44,7 @@ def source_uses(
     """Every stage with each of its sources, and whether rows name images, as those for a vision-language model do."""
     for name, stage in recipe.stages.items():
         for use in stage.sources():
-            yield name, use, use.role == "instructions" and _model_type(name, recipe, external) in VISION_TYPES
+            yield name, use, use.facts.is_tuning and _model_type(name, recipe, external) in VISION_TYPES
 
 
 def _model_type(stage: str, recipe: Recipe, external: Mapping[str, Mapping[str, ArtifactManifest]]) -> str | None:

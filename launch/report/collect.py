@@ -115,7 +115,7 @@ def _facts(summary: RunSummary, raw: dict[str, Any], stages: list[StageReport]) 
     cached = sum(stage.state == "cached" for stage in stages)
     facts["stages computed" + (f", {cached} cached" if cached else "")] = str(computed)
     for stage in stages:
-        if stage.kind == "evaluate" and stage.manifest:
+        if stage.compares_models and stage.manifest:
             metrics = stage.manifest.get("metrics") or {}
             places = {name: place for place, name in enumerate(stage.parents)}
             heads = dict.fromkeys(name.partition(".")[0] for name in metrics if "." in name)

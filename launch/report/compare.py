@@ -12,6 +12,7 @@ from typing import Any
 from launch.records.artifacts import find_artifact
 from launch.records.record import RunRecord
 from recipes.errors import RequestError
+from recipes.stages.kinds import compares_models
 from recipes.stages.suites import FIGURES_FILE
 from trainers.evaluation.intervals import Difference, mean_interval, paired
 from trainers.store.manifest import ArtifactManifest
@@ -206,7 +207,7 @@ def _report(store: Store, text: str) -> ArtifactManifest:
     is_run = text == "last" or any(run.startswith(text) for run in store.runs())
     if "/" in text or text in store.names() or not is_run:
         return find_artifact(store, text)
-    stages = [entry.name for entry in RunRecord.open(store, text).summary().stages if entry.kind == "evaluate"]
+    stages = [entry.name for entry in RunRecord.open(store, text).summary().stages if compares_models(entry.kind)]
     if len(stages) != 1:
         raise RequestError(f"run {text} has {len(stages)} stages of kind evaluate: {', '.join(stages) or 'none'}")
     return find_artifact(store, f"{text}/{stages[0]}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from launch.report.by_model import by_model, flatten
 from launch.report.charts import Node, Series, line_chart, lineage_graph, number
-from recipes.stages.kinds import first_curves
+from recipes.stages.kinds import compares_models, first_curves
 from recipes.stages.suites import noise_findings
 from trainers.store.manifest import Verification
 
@@ -44,6 +44,11 @@ class StageReport:
     builds: dict[str, dict[str, Any]] = field(default_factory=dict)
     shard: str = ""
     """Precision and engine."""
+
+    @property
+    def compares_models(self) -> bool:
+        """Whether its result is a report on models."""
+        return compares_models(self.kind)
 
 
 @dataclass
@@ -312,16 +317,16 @@ def _stage_section(stage: StageReport) -> str:
         )
     metrics = {name: value for name, value in ((stage.manifest or {}).get("metrics") or {}).items() if name != "data"}
     table = metric_table(metrics, first)
-    if table and stage.kind == "evaluate":
+    if table and stage.compares_models:
         parts.append(table)
     elif table:
         parts.append(f"<details><summary>final numbers</summary>{table}</details>")
     drawn = [sample for sample in stage.samples if "image" in sample]
-    if drawn and stage.kind == "evaluate":
+    if drawn and stage.compares_models:
         parts.append(grids_of_models(drawn))
     elif drawn:
         parts.append(grids_over_training(drawn))
-    elif stage.samples and stage.kind != "evaluate":
+    elif stage.samples and not stage.compares_models:
         parts.append(f"<details><summary>samples while training</summary>{over_training(stage.samples)}</details>")
     if stage.builds:
         parts.append(
@@ -362,7 +367,7 @@ def render(report: RunReport) -> str:
         body.append(_tiles(report))
     body += ["<h2>Lineage</h2>", _lineage(report), "<h2>Stages</h2>", _stage_table(report.stages)]
     for stage in report.stages:
-        if stage.kind == "evaluate" and stage.samples:
+        if stage.compares_models and stage.samples:
             if any("image" in sample for sample in stage.samples):
                 continue
             body += [

@@ -80,13 +80,13 @@ def _check_batch(loaded: LoadedRecipe, name: str, stage: Stage) -> Iterator[Prob
 def _check_sources(loaded: LoadedRecipe, name: str, stage: TextStage) -> Iterator[Problem]:
     """Keys of a source that have an effect in a mixture alone; judged pairs where no pairs are read."""
     for use in stage.sources():
-        if use.role != "images" and not use.is_derived:
+        if not use.facts.is_images and not use.is_derived:
             findings = (
                 found._replace(field_path=f"{use.field_path}.{found.field_path}") for found in use.rows.rules_alone()
             )
             yield from loaded.problems(name, findings)
             for own in use.members():
-                if own.source.made_by is not None and own.role != "preferences":
+                if own.source.made_by is not None and not own.facts.has_pairs:
                     message = f"a feedback stage makes pairs of answers, and `{use.field_path}` reads {own.role}"
                     place = f"stages.{name}.{own.field_path}.source"
                     yield loaded.problem(Code.NOT_APPLICABLE, place, own.source.source, message, "another source")

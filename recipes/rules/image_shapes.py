@@ -47,7 +47,7 @@ def check_compared_images(loaded: LoadedRecipe, counts_of: CountsOf) -> Iterator
 def _met_images(stage: StageBase, own: ImageSource | str) -> Iterator[tuple[str, str, ImageSource | str]]:
     """Field, what it holds, and the images or the model behind it."""
     evaluation = stage.find_source("evaluation")
-    if evaluation is not None and evaluation.role == "images" and not evaluation.is_derived:
+    if evaluation is not None and evaluation.facts.is_images and not evaluation.is_derived:
         yield "evaluation", evaluation.images.source, evaluation.images
     for item in stage.inputs():
         if IMAGE_FAMILIES.keys() & set(item.wants) and item.text != own:

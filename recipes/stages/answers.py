@@ -16,8 +16,44 @@ Template = Literal["chat", "none"]
 """How rows of plain text are put to a model: as turns of its chat template, or as they are."""
 Role = Literal["text", "instructions", "labels", "seq2seq", "preferences", "judged", "prompts", "cases", "images"]
 """What the rows of a source are for."""
-CHAT_ROLES: tuple[Role, ...] = ("instructions", "preferences", "judged", "prompts")
-"""Roles of prompts and answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoleFacts:
+    """What is known of a role wherever it matters which one rows have."""
+
+    has_turns: bool = False
+    """Whether rows are prompts and answers, which are put to a model by its chat template."""
+    is_tuning: bool = False
+    """Whether the family of the model says what its rows are: its `tuning_role`."""
+    is_plain: bool = False
+    """Whether a row is one text, whatever it is made of."""
+    is_images: bool = False
+    is_asked: bool = False
+    """Whether rows are prompts for the model to answer."""
+    is_only_read: bool = False
+    """Whether no token of a row is a target."""
+    has_pairs: bool = False
+    has_targets: bool = False
+    """Whether a decoder reads the answers apart from the prompts."""
+    sides: tuple[str, ...] = ("",)
+    """The sequences that a row becomes; without a name where it is one."""
+
+
+ROLES: dict[str, RoleFacts] = {
+    "text": RoleFacts(is_plain=True),
+    "instructions": RoleFacts(has_turns=True, is_tuning=True),
+    "image_text": RoleFacts(),
+    "labels": RoleFacts(is_only_read=True),
+    "seq2seq": RoleFacts(has_targets=True, sides=("source", "target")),
+    "preferences": RoleFacts(has_turns=True, has_pairs=True, sides=("chosen", "rejected")),
+    "judged": RoleFacts(has_turns=True),
+    "prompts": RoleFacts(has_turns=True, is_asked=True, is_only_read=True),
+    "cases": RoleFacts(is_only_read=True),
+    "images": RoleFacts(is_images=True),
+}
+"""By role, and by the `tuning_role` of families."""
+
 
 INPUT_FIELDS = (
     "init_from", "tokenizer", "autoencoder", "text_encoder", "actor", "reward", "rewards", "suites", "of", "features",
@@ -65,6 +101,11 @@ class SourceUse:
     form: "CaseForm | None" = None
     """Of cases: what makes them of rows."""
 
+    @property
+    def facts(self) -> RoleFacts:
+        """What is known of its role."""
+        return ROLES[self.role]
+
     def members(self) -> "list[SourceUse]":
         """The use of each source that its own is made of."""
         return [use for use, _ in self.named_members()]
@@ -91,13 +132,13 @@ class SourceUse:
     @property
     def rows(self) -> Source:
         """The source of a use of text."""
-        assert self.role != "images", f"{self.field_path} is a source of images"
+        assert not self.facts.is_images, f"{self.field_path} is a source of images"
         return cast(Source, self.source)
 
     @property
     def images(self) -> ImageSource:
         """The source of a use of images."""
-        assert self.role == "images", f"{self.field_path} is no source of images"
+        assert self.facts.is_images, f"{self.field_path} is no source of images"
         return cast(ImageSource, self.source)
 
 
@@ -271,7 +312,7 @@ def template_field(rows: str) -> Any:
 
 def default_template(role: Role, has_chat_template: bool) -> Template:
     """How plain text of the role is put to a model where the recipe does not say."""
-    return "chat" if has_chat_template and role in CHAT_ROLES else "none"
+    return "chat" if has_chat_template and ROLES[role].has_turns else "none"
 
 
 def template_rule(template: Template | None, has_chat_template: bool) -> Finding | None:

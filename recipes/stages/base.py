@@ -41,6 +41,8 @@ class StageBase(Strict):
 
     trains: ClassVar[bool] = True
     """Whether it makes a model, in steps; an evaluation only measures."""
+    compares_models: ClassVar[bool] = False
+    """Whether its result is a report on models."""
     shown: ClassVar[tuple[str, ...]] = ()
     """Metrics that a person sees while it runs, as far as its model has them; `score` is the mean."""
     curves: ClassVar[tuple[str, ...]] = ()

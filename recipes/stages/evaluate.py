@@ -85,6 +85,7 @@ class Evaluate(TextStage):
     """
 
     trains: ClassVar[bool] = False
+    compares_models: ClassVar[bool] = True
     curves: ClassVar[tuple[str, ...]] = (
         "loss",
         "score_mean",
@@ -272,7 +273,7 @@ class Evaluate(TextStage):
         read = dict.fromkeys(suite.source for suite in self._chosen.values() if suite.source is not None)
         uses = [held_out_use(key, getattr(self, key) or default, role) for key, role in read]
         columns = carried_columns(self.rewards)
-        uses = [replace(use, carried=columns) if use.role == "prompts" else use for use in uses]
+        uses = [replace(use, carried=columns) if use.facts.is_asked else use for use in uses]
         if self.images is not None:
             uses.append(SourceUse("images", self.images, "images"))
         return [*uses, *(use for name, item in self.benchmarks.items() for use in item.sources(f"benchmarks.{name}"))]
@@ -355,9 +356,9 @@ class Evaluate(TextStage):
         )
 
     def text_length(self, use: SourceUse) -> int:
-        if use.role == "cases":
+        if use.form is not None:
             return self.benchmarks[use.field_path.split(".")[1]].max_tokens
-        return self.sampling.max_prompt_tokens if use.role == "prompts" else self.sequence_length
+        return self.sampling.max_prompt_tokens if use.facts.is_asked else self.sequence_length
 
     def held(self, counts: Counts) -> Held:
         scorers = len(model_terms(self.rewards))

@@ -78,10 +78,18 @@ SHOWN_METRICS = tuple(dict.fromkeys(name for stage in STAGE_CLASSES for name in 
 COUNTED: tuple[Counted, ...] = get_args(Counted)
 
 
+def _classes_of(kind: str) -> list[type[StageBase]]:
+    return [stage for stage in STAGE_CLASSES if get_args(stage.model_fields["kind"].annotation) == (kind,)]
+
+
 def first_curves(kind: str) -> tuple[str, ...]:
     """The curves that a reader looks for in the report of a stage of a kind."""
-    classes = [stage for stage in STAGE_CLASSES if get_args(stage.model_fields["kind"].annotation) == (kind,)]
-    return tuple(dict.fromkeys(name for stage in classes for name in stage.curves))
+    return tuple(dict.fromkeys(name for stage in _classes_of(kind) for name in stage.curves))
+
+
+def compares_models(kind: str) -> bool:
+    """Whether the result of a stage of a kind is a report on models."""
+    return any(stage.compares_models for stage in _classes_of(kind))
 
 
 SEMANTICS = {"pretrain": 3, "finetune": 5, "reward": 3, "preference": 1, "rl": 5, "feedback": 1, "evaluate": 7}

@@ -11,6 +11,7 @@ from recipes.fields import meaning
 from recipes.models.base import TextFamily
 from recipes.problem_codes import Code
 from recipes.stages.answers import (
+    ROLES,
     Counts,
     Forward,
     Held,
@@ -75,7 +76,7 @@ class Preference(JudgedTraining):
             yield at("train.tokens", self.train.tokens, Code.NOT_APPLICABLE, message, "give steps or epochs")
 
     def progress(self, start_family: TextFamily | None = None) -> Progress:
-        return Progress("step", "pairs" if self.loss.role == "preferences" else "rows")
+        return Progress("step", "pairs" if ROLES[self.loss.role].has_pairs else "rows")
 
     def shrunk(self, *, is_built_here: bool) -> Self:
         # A model from outside the recipe keeps its size, and the length that its rows need.

@@ -25,7 +25,7 @@ LISTED = "python -m benchmarks.structure --sites lists the places"
 def test_stages_answer_for_themselves(product: Tree) -> None:
     sites = class_sites(product, set(product.declared["kind"]))
     assert len(sites) <= 25, f"ask the stage: {LISTED}"
-    assert len(dispatch_sites(product, "stage classes")) <= 117, f"ask the stage, the use or the layout: {LISTED}"
+    assert len(dispatch_sites(product, "stage classes")) <= 25, f"ask the stage, the use or the layout: {LISTED}"
 
 
 def test_sources_answer_for_themselves(product: Tree) -> None:

@@ -17,7 +17,7 @@ from trainers.data.carried import carried
 from trainers.data.filters.contamination import evaluation_sources
 from trainers.data.filters.judge import open_filter
 from trainers.data.images import OneShape, open_image, to_image
-from trainers.data.row_forms import RowRole
+from trainers.data.row_forms import RowRole, opens_images
 from trainers.data.row_images import find_images
 from trainers.data.rows import Row, column_names, to_row
 from trainers.data.selection import select
@@ -44,7 +44,7 @@ def check_text(
         found = _errors(open_source(member.source, base_dir, roles[0]), read, seen)
         filters = _filter_errors(member.source.filter, base_dir)
         errors += [error.within(member) for error in (*filters, *found)]
-    if not errors and seen.is_whole and list(roles) == ["image_text"] and not seen.images:
+    if not errors and seen.is_whole and opens_images(roles) and not seen.images:
         message = "no row has an image, and the model is a vision-language model"
         return [SourceError(Code.MISSING_IMAGES, message, "fine-tune a language model on text alone", "source")]
     return errors

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recipes.problem_codes import Code
+from recipes.stages.answers import ROLES
 from trainers.data.bad_row import BadRow, columns_of
 from trainers.data.column_paths import find_value
 from trainers.data.messages import (
@@ -14,35 +15,12 @@ from trainers.data.messages import (
     with_system,
 )
 from trainers.data.published import ASKED_PAIR, Published, Standard, is_transcript, recognise
-from trainers.data.row_forms import RowRole, in_form, plain
+from trainers.data.row_forms import ROW_FORMS, RowRole, plain
 from trainers.data.row_images import find_images
 
 STANDARD = ("text", "label", "messages", "prompt", "completion", "chosen", "rejected", "system", "tools", "reference")
 SHAREGPT = "conversations"
 """ShareGPT's column of messages."""
-
-
-FORMS: dict[RowRole, tuple[tuple[str, ...], ...]] = {
-    "text": (("text",), ("prompt", "completion")),
-    "labels": (("text",),),
-    "instructions": (("messages",), ("prompt", "completion"), ("text",)),
-    "image_text": (("messages",), ("prompt", "completion")),
-    "seq2seq": (("messages",), ("prompt", "completion")),
-    "preferences": (("chosen", "rejected"),),
-    "judged": (("prompt", "completion", "label"), ("messages", "label")),
-    "prompts": (("prompt",), ("messages",)),
-    "cases": (),
-}
-"""Standard columns of each role: one of the alternatives must be there."""
-_PUBLISHED: dict[RowRole, tuple[str, ...]] = {
-    **dict.fromkeys(("text", "instructions", "seq2seq", "prompts"), ("prompt", "completion")),
-    "preferences": ("chosen", "rejected"),
-}
-"""What published forms have to give."""
-_CHATS: tuple[RowRole, ...] = ("instructions", "seq2seq", "preferences", "judged", "prompts")
-"""Roles in which a system prompt and descriptions of tools count."""
-_NAME_IMAGES: tuple[RowRole, ...] = ("instructions", "image_text")
-"""Roles in which images that a row names count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +85,18 @@ def convert(row: Mapping[str, Any], role: RowRole, columns: Mapping[str, str]) -
     with the row's `system` prompt; beside a plain prompt it is a column of its own, as the descriptions of `tools`
     always are. Raises BadRow.
     """
-    found = _find(row, role, columns)
+    found, form = _find(row, role, columns), ROW_FORMS[role]
     try:
-        converted = in_form(found, role, find_images(row, columns) if role in _NAME_IMAGES else None)
+        converted = form.read(found, find_images(row, columns) if form.names_images else None)
     except BadRow:
-        if any(found.keys() >= set(form) for form in FORMS[role]):
+        if any(found.keys() >= set(alternative) for alternative in form.columns):
             raise
-        needed = " or ".join(" and ".join(form) for form in FORMS[role])
+        needed = " or ".join(" and ".join(alternative) for alternative in form.columns)
         suggestion = f"{columns_of(row)}; map them with `columns`"
         raise BadRow(f"needs {needed}", suggestion, Code.MISSING_COLUMN) from None
-    if role in _CHATS:
+    if form.has_asides:
         converted |= _asides(found, converted)
-    images = {columns.get(name, name) for name in ("images", "image")} if role in _NAME_IMAGES else set()
+    images = {columns.get(name, name) for name in ("images", "image")} if form.names_images else set()
     unread = [name for name, value in row.items() if not _is_blank(value) and name not in {*found.read, *images}]
     is_empty = any(has_empty_turn(value) for value in converted.values())
     return Converted(converted, Reading(found.form, tuple(unread), EMPTY_TURN if is_empty else ""))
@@ -144,11 +122,12 @@ def _find(row: Mapping[str, Any], role: RowRole, columns: Mapping[str, str]) -> 
 
 
 def _published(row: Mapping[str, Any], values: Standard, role: RowRole) -> Published | None:
-    if role not in _PUBLISHED:
+    wanted = ROW_FORMS[role]
+    if not wanted.published:
         return None
-    if not any(values.keys() >= set(form) for form in FORMS[role]):
-        return recognise(row, _PUBLISHED[role])
-    is_pair = role == "preferences" and "prompt" not in values and ASKED_PAIR.fits(row)
+    if not any(values.keys() >= set(alternative) for alternative in wanted.columns):
+        return recognise(row, wanted.published)
+    is_pair = ROLES[role].has_pairs and "prompt" not in values and ASKED_PAIR.fits(row)
     return ASKED_PAIR if is_pair and not is_transcript(row["chosen"]) else None
 
 

@@ -24,6 +24,7 @@ from trainers.data.images import DecodedImage, read_images
 from trainers.data.layouts.prompts import Prompts
 from trainers.data.layouts.registry import LAYOUTS
 from trainers.data.mixture import Mixture, SourceCounts
+from trainers.data.row_forms import ROW_FORMS, RowRole
 from trainers.data.rows import Row, read_rows, unread_parts
 from trainers.data.source_digest import source_digest
 from trainers.data.tokenizer import Tokenization, tokenization_from_files, train_tokenizer
@@ -82,10 +83,13 @@ class DataRequest:
 
 def content_digest(request: DataRequest) -> str:
     """Return the digest of the rows that a request reads, and of the image files that they name."""
-    source, role = request.source, request.layout.role
-    if role == "image_text":
+    source = request.source
+    if request.layout.text is None:
+        return source_digest(source, request.base_dir)
+    role = cast(RowRole, request.layout.role)
+    if ROW_FORMS[role].opens_images:
         return image_text_digest(cast(Source, source), request.base_dir)
-    return source_digest(source, request.base_dir, "text" if role == "images" else role)
+    return source_digest(source, request.base_dir, role)
 
 
 def _selection(source: Source | ImageSource) -> dict[str, Any]:
@@ -258,10 +262,10 @@ def _build(request: DataRequest, key: str, store: Store, on_rows: OnRows | None)
 
 
 def _read(request: DataRequest, store: Store, filtering: Filtering) -> Iterator[Row] | Iterator[DecodedImage]:
-    source, base_dir, seed, role = request.source, request.base_dir, request.seed, request.layout.role
-    if role == "images":
+    source, base_dir, seed = request.source, request.base_dir, request.seed
+    if request.layout.text is None:
         return read_images(cast(ImageSource, source), base_dir, seed, held_out=request.held_out)
-    text = cast(Source, source)
+    text, role = cast(Source, source), cast(RowRole, request.layout.role)
     return read_rows(text, base_dir, role, seed, held_out=request.held_out, store=store, filtering=filtering)
 
 

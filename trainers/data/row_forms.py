@@ -1,9 +1,11 @@
 """The form of rows of each role, made of standard columns (pure)."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 from recipes.problem_codes import Code
+from recipes.stages.answers import SourceUse
 from trainers.data.bad_row import BadRow
 from trainers.data.message_parts import read_parts
 from trainers.data.messages import Messages, read_messages
@@ -21,38 +23,6 @@ Text = str | Messages
 
 SPLIT = "split"
 """True in a pair of plain texts whose prompt is their common beginning, for lack of a column."""
-
-
-def in_form(found: Mapping[str, Any], role: RowRole, images: list[Any] | None) -> dict[str, Any]:
-    """Bring a row of standard columns into its role's form; `images` are those that it names."""
-    match role:
-        case "text":
-            if "text" not in found and {"prompt", "completion"} <= found.keys():
-                prompt = plain(found, "prompt")
-                return {"text": f"{prompt}\n{plain(found, 'completion')}", "prompt": prompt}
-            return {"text": plain(found, "text")}
-        case "labels":
-            return {"text": plain(found, "text"), "label": _label(found.get("label"))}
-        case "instructions":
-            if images:
-                raise BadRow(
-                    "the row has an image, but the model takes text alone",
-                    "start from a vision-language model (llava), or take the column out of the file",
-                    Code.UNEXPECTED_IMAGES,
-                )
-            return _instruction(found)
-        case "seq2seq":
-            return _source_and_target(found)
-        case "image_text":
-            return _image_text(found, images)
-        case "preferences":
-            return _preference(found)
-        case "judged":
-            return _judged(found)
-        case "prompts":
-            return _prompt(found)
-        case "cases":
-            raise AssertionError("rows of a benchmark keep their own columns")
 
 
 def is_conversational(value: Any) -> bool:
@@ -224,3 +194,88 @@ def _prompt(row: Mapping[str, Any]) -> dict[str, Any]:
     if not messages:
         raise BadRow("'messages' has no turn before the assistant's")
     return {"prompt": messages, "reference": reference}
+
+
+def _plain_text(row: Mapping[str, Any]) -> dict[str, Any]:
+    if "text" not in row and {"prompt", "completion"} <= row.keys():
+        prompt = plain(row, "prompt")
+        return {"text": f"{prompt}\n{plain(row, 'completion')}", "prompt": prompt}
+    return {"text": plain(row, "text")}
+
+
+def _labelled(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"text": plain(row, "text"), "label": _label(row.get("label"))}
+
+
+def _instruction_alone(row: Mapping[str, Any], images: list[Any] | None) -> dict[str, Any]:
+    if images:
+        raise BadRow(
+            "the row has an image, but the model takes text alone",
+            "start from a vision-language model (llava), or take the column out of the file",
+            Code.UNEXPECTED_IMAGES,
+        )
+    return _instruction(row)
+
+
+InForm = Callable[[Mapping[str, Any], list[Any] | None], dict[str, Any]]
+
+
+def _of_text(read: Callable[[Mapping[str, Any]], dict[str, Any]]) -> InForm:
+    return lambda row, images: read(row)
+
+
+@dataclass(frozen=True, slots=True)
+class RowForm:
+    """What the rows of a role are made of."""
+
+    columns: tuple[tuple[str, ...], ...]
+    """Standard columns: one of the alternatives must be there."""
+    read: InForm
+    """Brings a row of standard columns into the form, with the images that it names."""
+    published: tuple[str, ...] = ()
+    """What published forms have to give; empty: none is known."""
+    has_asides: bool = False
+    """Whether a system prompt and descriptions of tools count."""
+    names_images: bool = False
+    """Whether images that a row names count."""
+    opens_images: bool = False
+    """Whether they become part of the row."""
+    has_weights: bool = False
+    """Whether a turn may have a weight."""
+    keeps_columns: bool = False
+    """Whether the row's own columns are at hand next to those of the form."""
+
+
+_ANSWERED = ("prompt", "completion")
+_PAIR = ("chosen", "rejected")
+ROW_FORMS: dict[RowRole, RowForm] = {
+    "text": RowForm((("text",), _ANSWERED), _of_text(_plain_text), _ANSWERED),
+    "labels": RowForm((("text",),), _of_text(_labelled)),
+    "instructions": RowForm(
+        (("messages",), _ANSWERED, ("text",)),
+        _instruction_alone,
+        _ANSWERED,
+        has_asides=True,
+        names_images=True,
+        has_weights=True,
+    ),
+    "image_text": RowForm(
+        (("messages",), _ANSWERED), _image_text, names_images=True, opens_images=True, has_weights=True
+    ),
+    "seq2seq": RowForm((("messages",), _ANSWERED), _of_text(_source_and_target), _ANSWERED, has_asides=True),
+    "preferences": RowForm((_PAIR,), _of_text(_preference), _PAIR, has_asides=True),
+    "judged": RowForm(((*_ANSWERED, "label"), ("messages", "label")), _of_text(_judged), has_asides=True),
+    "prompts": RowForm((("prompt",), ("messages",)), _of_text(_prompt), _ANSWERED, has_asides=True, keeps_columns=True),
+    "cases": RowForm((), _of_text(dict)),  # a benchmark's rows keep their own columns
+}
+
+
+def row_role(use: SourceUse) -> RowRole:
+    """Return what the rows of a use of text are read for."""
+    assert not use.facts.is_images, f"{use.field_path} is a source of images"
+    return cast(RowRole, use.role)
+
+
+def opens_images(roles: Sequence[RowRole]) -> bool:
+    """Tell whether rows have images, whichever of the roles theirs is."""
+    return all(ROW_FORMS[role].opens_images for role in roles)

@@ -16,7 +16,7 @@ from trainers.data.bad_row import BadRow
 from trainers.data.columns import STANDARD_READING, Reading, convert
 from trainers.data.filters.judge import Filtering, open_filters
 from trainers.data.messages import ROLES, other_keys
-from trainers.data.row_forms import Role, RowRole
+from trainers.data.row_forms import ROW_FORMS, Role, RowRole
 from trainers.data.row_images import open_row_images
 from trainers.data.selection import select
 from trainers.data.sources.open import open_source
@@ -100,7 +100,8 @@ def unread_parts(row: Row, role: Role, template: str | None) -> list[str]:
     if not {"messages", "prompt", "tools"} & row.columns.keys():
         return found
     names = template_names(template) if template is not None else frozenset()
-    weighs = {"weight"} if role in ("instructions", "image_text") else set()
+    has_weights = role in ROW_FORMS and ROW_FORMS[role].has_weights
+    weighs = {"weight"} if has_weights else set()
     for column, value in row.columns.items():
         if isinstance(value, list) and value and isinstance(value[0], dict) and "role" in value[0]:
             found += [f"{column}.{key}" for key in sorted(other_keys(value) - names - weighs)]
@@ -127,9 +128,10 @@ def column_names(source: PlainSource) -> Mapping[str, str]:
 
 def to_row(raw: RawRow, role: RowRole, columns: Mapping[str, str]) -> Row:
     """Bring a row into its form; the images that it names are opened, relative paths from its file's folder."""
-    if role == "cases":
+    form = ROW_FORMS[role]
+    if not form.columns:
         return Row(raw.id, {"case": raw.columns})
-    own = raw.columns if role == "prompts" else {}
+    own = raw.columns if form.keeps_columns else {}
     if raw.is_canonical:
         return Row(raw.id, raw.columns, own=own)
     try:
@@ -139,6 +141,6 @@ def to_row(raw: RawRow, role: RowRole, columns: Mapping[str, str]) -> Row:
     found, reading = converted.columns, converted.reading
     if raw.form:
         reading = replace(reading, form=", ".join(filter(None, (raw.form, reading.form))))
-    if role == "image_text":
+    if form.opens_images:
         found["images"] = open_row_images(found["images"], raw.folder, raw.place)
     return Row(raw.id, found, reading, own)

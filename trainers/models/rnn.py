@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
 from recipes.models.model_kinds import ModelKind
+from recipes.stages.answers import ROLES
 from recipes.stages.finetune import Finetune
 from recipes.stages.pretrain import Pretrain
 from trainers.data.tokenizer import Tokenization
@@ -209,6 +210,6 @@ class RnnRuntime(FamilyRuntime):
 
     def learning(self, spec: Pretrain | Finetune, model: nn.Module, tokenization: Tokenization, seed: int) -> Learning:
         """Return the next token's loss: over a stream's batches in pretraining, else over packed rows."""
-        if spec.data_role == "text":
+        if ROLES[spec.data_role].is_plain:
             return Learning(CarriedTokenLosses(model), CarriedLanguageModelObjective())
         return Learning(TokenLosses(model), LanguageModelObjective())

@@ -10,7 +10,7 @@ from torch import nn
 from recipes.data.text import Mix
 from recipes.models.base import TextFamily
 from recipes.models.model_kinds import MODEL_KINDS
-from recipes.stages.answers import SourceUse, TextFacts
+from recipes.stages.answers import ROLES, Role, SourceUse, TextFacts
 from recipes.stages.finetune import Finetune
 from recipes.stages.pretrain import Pretrain
 from trainers.data.batches import BatchPlan, evaluation_batches
@@ -21,6 +21,7 @@ from trainers.data.layouts.registry import text_layout
 from trainers.data.layouts.seq2seq import Seq2Seq
 from trainers.data.layouts.stream import Stream
 from trainers.data.materialise import DataRequest
+from trainers.data.row_forms import row_role
 from trainers.data.streams import HeldOutStream, LaneStates, StreamBatches, beginning
 from trainers.data.tokenizer import Tokenization
 from trainers.engine.protocol import Engine
@@ -240,9 +241,8 @@ def training_request(
     images: ImageProcessor | None = None,
 ) -> DataRequest:
     """Say which set the stage needs of its training or held-out rows."""
-    role = family.tuning_role if spec.data_role == "instructions" else use.role
-    assert role != "images"
-    template_role = "seq2seq" if role == "seq2seq" else use.role
+    role = family.tuning_role if ROLES[spec.data_role].is_tuning else row_role(use)
+    template_role = cast(Role, role) if ROLES[role].has_targets else use.role
     settings = replace(
         text_settings(template_role, tokenization, spec.train.sequence_length, spec.own_template),
         packing=spec.train.packing and family.is_packed,
@@ -251,7 +251,7 @@ def training_request(
     layout: DataLayout
     if images is not None:
         layout = ImageText(settings, images)
-    elif family.is_recurrent and spec.data_role == "text":
+    elif family.is_recurrent and ROLES[spec.data_role].is_plain:
         weighed = isinstance(use.source, Mix) and use.source.has_weights and not use.held_out
         layout = Stream(settings, cast(Mix, use.source) if weighed else None)
     else:

@@ -21,6 +21,7 @@ from trainers.data.dataset import WARN_LOST, DataLayout, Dataset
 from trainers.data.encoding import TextSettings
 from trainers.data.layouts.registry import text_layout
 from trainers.data.materialise import DataRequest, materialise
+from trainers.data.row_forms import row_role
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.models.folders import verify_folder
 from trainers.models.lora import is_form_of
@@ -307,9 +308,8 @@ def text_request(
     template: Template | None = None,
 ) -> DataRequest:
     """Return the request for rows of text in the layout of their role; see `text_settings`."""
-    assert use.role != "images"
     settings = text_settings(use.role, tokenization, sequence_length, template)
-    return data_request(context, use, text_layout(use.role, settings, use.carried, use.form))
+    return data_request(context, use, text_layout(row_role(use), settings, use.carried, use.form))
 
 
 def open_dataset(context: StageContext, request: DataRequest) -> Dataset:

@@ -6,11 +6,14 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from recipes.stages.answers import ROLES
 from trainers.data.dataset import Contents, Dataset, Fate
 from trainers.data.encoding import Encoded, Marked, TextSettings, encode_instructions, encode_texts, mark_instruction
 from trainers.data.layouts.arrays import offsets, text_holds, token_type
 from trainers.data.packing import best_fit, split_lengths
 from trainers.data.rows import Row
+
+PackedRole = Literal["text", "instructions"]
 
 
 @dataclass(frozen=True)
@@ -21,22 +24,22 @@ class Packed:
     version: ClassVar[int] = 2
     sides: ClassVar[tuple[str, ...]] = ()
     text: TextSettings
-    role: Literal["text", "instructions"]
+    role: PackedRole
 
     def identity(self) -> dict[str, Any]:
         """Tokens, packing, and of instructions the targets."""
-        targets = {"loss_on": self.text.loss_on} if self.role == "instructions" else {}
+        targets = {"loss_on": self.text.loss_on} if ROLES[self.role].has_turns else {}
         return {**self.text.identity(self.role), "packing": self.text.packing, **targets}
 
     def mark(self, row: Row) -> Marked:
         """Return a row's text with its targets."""
         marked = mark_instruction(row, self.text.tokenization)
-        whole = self.role == "instructions" and self.text.loss_on == "all"
+        whole = ROLES[self.role].has_turns and self.text.loss_on == "all"
         return Marked(marked.text, [(0, len(marked.text))], ends=marked.ends) if whole else marked
 
     def encode(self, rows: Iterable[Row]) -> Iterator[tuple[Row, Encoded]]:
         """Tokenize texts whole, or conversations with their answers marked."""
-        return encode_texts(rows, self.text) if self.role == "text" else encode_instructions(rows, self.text)
+        return encode_texts(rows, self.text) if ROLES[self.role].is_plain else encode_instructions(rows, self.text)
 
     def arrays(self, encoded: Iterable[tuple[Row, Encoded]], fate: Fate) -> Contents:
         """Cut, truncate and pack into sequences; a segment's first token is never a target."""

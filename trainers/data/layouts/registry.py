@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
+from functools import partial
+from typing import Protocol, get_args
 
 from recipes.stages.answers import CaseForm
 from trainers.data.dataset import DataLayout
@@ -12,7 +13,7 @@ from trainers.data.layouts.image_text import ImageText
 from trainers.data.layouts.images import Images
 from trainers.data.layouts.judged import Judged
 from trainers.data.layouts.labelled import Labelled
-from trainers.data.layouts.packed import Packed
+from trainers.data.layouts.packed import Packed, PackedRole
 from trainers.data.layouts.pairs import Pairs
 from trainers.data.layouts.prompts import Prompts
 from trainers.data.layouts.seq2seq import Seq2Seq
@@ -47,12 +48,11 @@ def text_layout(
 
     Columns are carried along with prompts and cases alone; `form` makes cases of rows.
     """
-    if role == "cases":
-        assert form is not None, "cases have a form"
+    if form is not None:
         return Cases(replace(text, template="none"), form, carried)
-    if role == "prompts":
-        return Prompts(text, carried)
-    if role == "text" or role == "instructions":
-        return Packed(text, role)
-    by_role: dict[RowRole, Callable[[TextSettings], TextLayout]] = {layout.role: layout for layout in TEXT_LAYOUTS}
+    by_role: dict[RowRole, Callable[[TextSettings], TextLayout]] = {
+        **{packed: partial(Packed, role=packed) for packed in get_args(PackedRole)},
+        **{layout.role: layout for layout in TEXT_LAYOUTS},
+        Prompts.role: partial(Prompts, carried=carried),
+    }
     return by_role[role](text)

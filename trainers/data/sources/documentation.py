@@ -21,17 +21,6 @@ from trainers.store.store import Store
 
 FIRST_MODULES = ("textwrap", "heapq")
 """Modules whose rows are the first ones: reading the whole documentation takes seconds."""
-_SETS: dict[RowRole, str] = {
-    "text": "text",
-    "instructions": "instructions",
-    "labels": "instructions",
-    "seq2seq": "instructions",
-    "preferences": "preferences",
-    "judged": "preferences",
-    "prompts": "prompts",
-}
-"""The set of python-docs that rows of a role are made from."""
-
 Files = dict[str, bytes]
 
 
@@ -56,15 +45,14 @@ class DocsReader:
         """Every installation has them."""
 
     def _read(self, limit: int | None) -> Iterator[RawRow]:
-        if self.role not in _SETS:
+        if self.role not in ROLE_SETS:
             raise SourceError(
                 Code.UNSUITABLE_SOURCE, "rows of this source have no images", "use jsonl, csv, parquet or datasets"
             )
-        content = _content(f"{_SETS[self.role]}.{self.source.split}.jsonl", limit, _DOCS, self.store)
-        for name, row in _rows(content):
-            row = _described_kind(row) if self.role == "labels" else row
-            for part, found in _answers(name, row) if self.role == "judged" else [(name, row)]:
-                yield RawRow(part, f"{self.source.source}: {part}", found, Path(), is_canonical=self.role != "seq2seq")
+        made = ROLE_SETS[self.role]
+        for name, row in _rows(_content(f"{made.name}.{self.source.split}.jsonl", limit, _DOCS, self.store)):
+            for part, found in made.rows(name, row):
+                yield RawRow(part, f"{self.source.source}: {part}", found, Path(), is_canonical=made.is_canonical)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +91,37 @@ def _rows(content: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
         yield row.pop("id"), row
 
 
-def _described_kind(row: dict[str, Any]) -> dict[str, Any]:
+def _same(name: str, row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    yield name, row
+
+
+def _described_kind(name: str, row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Turn a question about the documentation into its answer, labelled with the kind of thing that it describes."""
     question, answer = (message["content"] for message in row["messages"])
     found = re.match(r"What is the (\w+) ", question)
-    return {"text": answer, "label": found[1] if found else "function"}
+    yield name, {"text": answer, "label": found[1] if found else "function"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Set:
+    """A set of python-docs, and how rows of a role are made of its own."""
+
+    name: str
+    rows: Callable[[str, dict[str, Any]], Iterator[tuple[str, dict[str, Any]]]] = _same
+    is_canonical: bool = True
+    """Whether they are in the role's form already."""
+
+
+ROLE_SETS: dict[RowRole, _Set] = {
+    "text": _Set("text"),
+    "instructions": _Set("instructions"),
+    "labels": _Set("instructions", _described_kind),
+    "seq2seq": _Set("instructions", is_canonical=False),
+    "preferences": _Set("preferences"),
+    "judged": _Set("preferences", _answers),
+    "prompts": _Set("prompts"),
+}
+"""What rows of each role are made from."""
 
 
 @dataclass(frozen=True, slots=True)

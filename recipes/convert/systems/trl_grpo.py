@@ -6,7 +6,7 @@ from typing import Any
 from recipes.convert import quantities as q
 from recipes.convert.assemble import model_reference
 from recipes.convert.draft import Draft
-from recipes.convert.readers import as_listed, const, number, positive, real, texts, truth
+from recipes.convert.readers import const, positive, real, texts, truth
 from recipes.convert.reinforcement import ADAPT, model_reward
 from recipes.convert.rules import (
     Choice,
@@ -69,7 +69,9 @@ def _reward_model(value: Any, draft: Draft, place: Place) -> None:
 
 
 def _weights(value: Any) -> list[float]:
-    return [real(item) for item in (value if isinstance(value, list) else as_listed(value))]
+    if not isinstance(value, list):
+        raise Unfit("must be a list of numbers", Code.WRONG_TYPE)
+    return [real(item) for item in value]
 
 
 def _mean(name: str) -> Any:
@@ -164,8 +166,8 @@ def finish_grpo(draft: Draft) -> None:
     values |= {"algorithm.kl_in": "loss", "algorithm.kl_estimator": "k3"}
     if "algorithm.clip_low" in values:
         values.setdefault("algorithm.clip_high", values["algorithm.clip_low"])
-    if values.get(q.LOSS_MODE) == "cispo" and "algorithm.clip_high" in values:
-        values["algorithm.max_ratio"] = 1 + values["algorithm.clip_high"]
+    if values.get(q.LOSS_MODE) == "cispo":
+        _bound_ratio(draft)
     _batches(draft)
     names = list(dict.fromkeys(target.split(".")[1] for target in values if target.startswith("rewards.")))
     weights = values.pop(_WEIGHTS, None)
@@ -173,6 +175,16 @@ def finish_grpo(draft: Draft) -> None:
         draft.reject(("reward_weights",), weights, f"there are {len(names)} rewards", Code.NOT_DIVISIBLE)
     elif weights is not None:
         values |= {f"rewards.{name}.weight": weight for name, weight in zip(names, weights, strict=True)}
+
+
+def _bound_ratio(draft: Draft) -> None:
+    """CISPO's `epsilon_high` is the largest weight itself, and by default `epsilon`."""
+    bound = draft.values.get("algorithm.clip_high", 0)
+    if bound > 1:
+        draft.values["algorithm.max_ratio"] = bound
+    else:
+        message = "with cispo it is the largest weight of a token, which must be above 1"
+        draft.reject(("epsilon_high",), bound, message, Code.OUT_OF_RANGE)
 
 
 def _batches(draft: Draft) -> None:
@@ -193,5 +205,5 @@ def _batches(draft: Draft) -> None:
         f"{drawn} answers: {micro} x {steps} x {workers} GPU{'s' if workers > 1 else ''}, {samples} a prompt{unknown}"
     )
     if (total := values.get(q.STEPS)) is not None:
-        taken = max(1, drawn // step) * int(number(values.get("algorithm.epochs", 1)))
+        taken = max(1, drawn // step) * values.get("algorithm.epochs", 1)
         values[q.STEPS] = max(1, total // taken)

@@ -155,13 +155,14 @@ def test_grpo_of_trl(tmp_path: Path) -> None:
 
 def test_grpo_is_known_by_its_keys_and_counts_epochs_in_rows(tmp_path: Path) -> None:
     text = "model_name_or_path: acme/tiny\ndataset_name: rows.jsonl\nreward_funcs: think_format_reward\n"
-    stage, refused = grpo_stage(tmp_path, text + "num_train_epochs: 2\nloss_type: cispo\nepsilon_high: 4\n", rows=100)
+    stage, refused = grpo_stage(tmp_path, text + "num_train_epochs: 2\nloss_type: cispo\nepsilon_high: 5\n", rows=100)
     assert refused == {}
     assert stage["algorithm"]["iterations"] == 2 * 100 // stage["rollout"]["prompts_per_iteration"]
     assert (stage["algorithm"]["name"], stage["algorithm"]["max_ratio"]) == ("cispo", 5.0)
     assert "clip_high" not in stage["algorithm"]
     assert check_file(tmp_path / "recipe.yaml")[1] == []
     assert grpo_stage(tmp_path, text)[1].keys() == {"iterations"}
+    assert grpo_stage(tmp_path, text + "loss_type: cispo\n", rows=100)[1].keys() == {"epsilon_high"}
 
 
 @pytest.mark.parametrize(

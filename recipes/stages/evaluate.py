@@ -31,7 +31,15 @@ from recipes.stages.answers import (
 from recipes.stages.base import TextStage
 from recipes.stages.benchmarks.union import AnyBenchmark, BenchmarkName
 from recipes.stages.rewards.term import Term
-from recipes.stages.rewards.union import RewardTerm, TermName, carried_columns, model_terms, reward_inputs
+from recipes.stages.rewards.union import (
+    RewardTerm,
+    TermName,
+    carried_columns,
+    model_terms,
+    num_judges,
+    reward_inputs,
+    weights_of,
+)
 from recipes.stages.rollout import Sampling
 from recipes.stages.sharding import Shard
 from recipes.stages.suites import (
@@ -219,7 +227,7 @@ class Evaluate(TextStage):
     def metrics(self) -> set[str]:
         """Return the name of every metric that the report can hold; raises ValueError for an invalid reference."""
         labels, known = self.labels(), [TRUTH, NOISE] if self.writes_answers else []
-        names = {f"{label}.reward_{name}" for label in [*labels, *known] for name in self.rewards}
+        names = {f"{label}.reward_{name}" for label in [*labels, *known] for name in weights_of(self.rewards)}
         for suite in self._chosen.values():
             names |= {f"{label}.{metric}" for label in labels for metric in suite.metrics} | set(suite.totals)
             names |= {f"{label}.{metric}" for label in known for metric in suite.of_known}
@@ -227,6 +235,8 @@ class Evaluate(TextStage):
                 others = [*labels[1:], *known]
                 names |= {f"{label}.score_gain_sd" for label in others}
                 names |= {f"{label}.{wins.format(name)}" for label in others for wins in WINS for name in self.rewards}
+                judged = [f"{name}_{figure}" for name, term in self.rewards.items() for figure in term.measures]
+                names |= {f"{label}.{figure}" for label in others for figure in judged}
                 rivals = [*labels, NOISE]
                 names |= {f"{label}.{BEATS_TRUTH.format(name)}" for label in rivals for name in self.rewards}
         for name, benchmark in self.benchmarks.items():
@@ -362,7 +372,7 @@ class Evaluate(TextStage):
 
     def held(self, counts: Counts) -> Held:
         scorers = len(model_terms(self.rewards))
-        return Held(0, len(self.of) * counts.full + scorers * counts.scored, 0)
+        return Held(0, (len(self.of) + num_judges(self.rewards)) * counts.full + scorers * counts.scored, 0)
 
     def forward(self) -> Forward:
         if "targets" in self.suites:

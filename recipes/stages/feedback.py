@@ -35,6 +35,7 @@ from recipes.stages.rewards.union import (
     TermName,
     carried_columns,
     model_terms,
+    num_judges,
     reward_inputs,
     reward_rules,
 )
@@ -207,7 +208,7 @@ class Feedback(TextStage):
         return self.sampling.max_prompt_tokens
 
     def held(self, counts: Counts) -> Held:
-        return Held(0, counts.full + len(model_terms(self.rewards)) * counts.scored, 0)
+        return Held(0, counts.full * (1 + num_judges(self.rewards)) + len(model_terms(self.rewards)) * counts.scored, 0)
 
     def forward(self) -> Forward:
         length = self.sampling.max_prompt_tokens + self.sampling.max_new_tokens

@@ -39,6 +39,7 @@ from recipes.stages.rewards.union import (
     TermName,
     carried_columns,
     model_terms,
+    num_judges,
     reward_inputs,
     reward_rules,
 )
@@ -272,18 +273,19 @@ class RlText(RlStage, TextStage):
         return self.rollout.max_prompt_tokens if use.field_path == "prompts" else self.algorithm.text_length
 
     def held(self, counts: Counts) -> Held:
+        other = num_judges(self.rewards) * counts.full
         keeps_best, has_critic = self.algorithm.kl_limit is not None, self.algorithm.value_model is not None
         critic = counts.valued if has_critic else 0
         if self.lora is None:
             trained = counts.full + critic
             judge = 0 if self.judge is None else counts.scored
-            return Held(trained, counts.full + judge, trained, keeps_best)
+            return Held(trained, counts.full + judge + other, trained, keeps_best)
         trainable = counts.adapter + (counts.adapter - counts.saved + counts.width + 1 if has_critic else 0)
         stored = trainable + critic + (counts.full if self.merge else 0)
         judge = 0 if self.judge is None else counts.adapter + counts.width
         # The reference shares no network with a policy whose modules learn whole.
         frozen = counts.frozen + counts.full if self.lora.modules_to_save else counts.full
-        return Held(trainable, frozen + judge, stored, keeps_best)
+        return Held(trainable, frozen + judge + other, stored, keeps_best)
 
     def sampler_bytes(self, parameters: int) -> int:
         return self.rollout.engine.memory_bytes(parameters * self.shard.value_bytes)

@@ -10,11 +10,13 @@ from typing import Any
 
 from recipes.errors import Finding, RequestError, StageError
 from recipes.stages.rewards.answers import MathVerify
+from recipes.stages.rewards.judge import GenerativeJudge
 from recipes.stages.rewards.outside import EntryPointTerm, ModelTerm, PythonTerm, UrlTerm
 from recipes.stages.rewards.term import Row, Rule, Term
 from recipes.stages.rewards.unit_tests import UnitTests
 from rlhf.rewards.endpoint import ask_endpoint
 from rlhf.rewards.functions import Function, function_finding, load_function
+from rlhf.rewards.judge import Judge, endpoint_judge
 from rlhf.rewards.mathematics import MathProcess, math_finding
 from rlhf.sandbox.runner import run_tests, sandbox_finding
 
@@ -28,10 +30,12 @@ class TextTerm:
 
     name: str
     scorer: Scorer
+    reads_records: bool = False
+    """Whether the scorer gets the prompts' records whole, instead of the columns of their rows."""
 
     def values(self, texts: Sequence[str], records: Sequence[Mapping[str, Any]]) -> list[float]:
         """The value of each response to the prompts of these records; raises StageError for anything but numbers."""
-        found = self.scorer(texts, [record.get("columns", {}) for record in records])
+        found = self.scorer(texts, records if self.reads_records else [record.get("columns", {}) for record in records])
         if not hasattr(found, "__len__") or len(found) != len(texts):
             count = f"{len(found)} values" if hasattr(found, "__len__") else type(found).__name__
             raise StageError(f"rewards.{self.name}: gave {count} for {len(texts)} responses")
@@ -48,10 +52,14 @@ class TextTerm:
 
 
 def open_text_terms(
-    rewards: Mapping[str, Term], base_dir: Path, records: Sequence[Mapping[str, Any]]
+    rewards: Mapping[str, Term],
+    base_dir: Path,
+    records: Sequence[Mapping[str, Any]],
+    judges: Mapping[str, Judge] | None = None,
 ) -> list[TextTerm]:
-    """The terms of a stage that are no reward models; raises RequestError naming a term that cannot be asked here, or
-    a prompt's row that it cannot read.
+    """The terms of a stage that are no reward models; `judges` are the language models among them, opened.
+
+    Raises RequestError naming a term that cannot be asked here, or a prompt's row that it cannot read.
     """
 
     def texts() -> Iterator[str]:
@@ -75,6 +83,10 @@ def open_text_terms(
                 opened.append(TextTerm(name, _testing(term)))
             case PythonTerm() | EntryPointTerm():
                 opened.append(TextTerm(name, _calling(name, load_function(term, base_dir))))
+            case GenerativeJudge():
+                judge = Judge(term, endpoint_judge(term)) if term.is_endpoint else (judges or {})[name]
+                opened.append(TextTerm(name, judge.values, reads_records=True))
+                opened += [TextTerm(f"{name}_{each}", _last(judge, each)) for each in term.measures]
             case UrlTerm():
                 opened.append(TextTerm(name, partial(ask_endpoint, term)))
             case _:
@@ -101,6 +113,11 @@ def _as_text(cell: Any) -> str | None:
 
 def _each(value: Callable[[str, Row], float]) -> Scorer:
     return lambda texts, rows: [value(text, row) for text, row in zip(texts, rows, strict=True)]
+
+
+def _last(judge: Judge, measure: str) -> Scorer:
+    """What the judge measured of the texts that it has just judged."""
+    return lambda texts, rows: judge.measured(measure)
 
 
 def _testing(term: UnitTests) -> Scorer:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recipes.stages.suites import BEATS_TRUTH, TRUTH
-from rlhf.comparison import distinct_n, mean_and_std, repeated_share, win_rate
+from rlhf.comparison import WinRate, distinct_n, mean_and_std, repeated_share, win_rate
 
 SCORE = "score"
 """The weighted sum of all terms, as a policy learns it."""
@@ -90,6 +90,11 @@ def _wins(name: str, answers: ModelAnswers, rivals: ModelAnswers, sign: int) -> 
     own, other = answers.rewards(name), rivals.rewards(name)
     rows = [row for row in own if row in other]
     wins = win_rate([sign * own[row] for row in rows], [sign * other[row] for row in rows])
+    return named_wins(name, wins)
+
+
+def named_wins(name: str, wins: WinRate) -> dict[str, float]:
+    """A win rate by a term, with its interval, as metrics."""
     return {
         f"win_rate_{name}": wins.rate,
         f"win_rate_{name}_low": wins.low,

@@ -16,8 +16,10 @@ from recipes.stages.evaluate import Evaluate
 from recipes.stages.rollout import Sampling
 from recipes.stages.suites import NOISE, TRUTH, noise_findings
 from rlhf.algorithms.kl import k1, k3
+from rlhf.rewards.judge import Judge
 from rlhf.text.answer_metrics import Answer, ModelAnswers, comparison_metrics, generation_metrics, side_by_side
 from rlhf.text.counted_text import CountedText
+from rlhf.text.judge_model import judged_wins, open_judges
 from rlhf.text.jury import Jury, jury_of
 from rlhf.text.known_answers import AnsweredPrompt, Noise, as_responses, truly_answered
 from rlhf.text.policy import response_logprobs
@@ -45,13 +47,15 @@ def measure_answers(spec: Evaluate, context: StageContext, labels: Sequence[str]
     """Let every model answer the prompts; with suite `comparison` compare the answers with the first model's and with
     the truth, next to noise. Collective.
     """
-    models, known, records = _answers(spec, context, labels, parts)
+    judges = open_judges(spec, context)
+    models, known, records = _answers(spec, context, labels, parts, judges)
     answers = [*models, *known]
     metrics = {"prompts": float(len(models[0].answers))}
     for model in answers:
         metrics |= generation_metrics(model)
     if "comparison" in spec.suites:
         metrics |= comparison_metrics(models, known, {name: term.weight for name, term in spec.rewards.items()})
+        metrics |= judged_wins(judges, models, known, records, context)
     for finding in noise_findings(metrics):
         context.observer.notify(f"warning: {finding}")
     if context.ranks.rank == 0:
@@ -60,7 +64,7 @@ def measure_answers(spec: Evaluate, context: StageContext, labels: Sequence[str]
 
 
 def _answers(
-    spec: Evaluate, context: StageContext, labels: Sequence[str], parts: Parts
+    spec: Evaluate, context: StageContext, labels: Sequence[str], parts: Parts, judges: Mapping[str, Judge]
 ) -> tuple[list[ModelAnswers], list[ModelAnswers], Sequence[Mapping[str, Any]]]:
     """Let every model answer, score all answers, and put all ranks' parts together; collective.
 
@@ -70,7 +74,7 @@ def _answers(
     sets = _open_prompts(spec, context, tokenizations)
     drawn = shared_prompts(sets, spec.num_prompts, context.seed)
     first = open_measured(spec, context, "of.0", "language_model")
-    jury = jury_of(spec, context)
+    jury = jury_of(spec, context, judges)
     juries = [jury(prompts, tokenization) for tokenization, prompts in zip(tokenizations, sets, strict=True)]
     found: list[ModelAnswers] = []
     for index, (label, tokenization, prompts) in enumerate(zip(labels, tokenizations, sets, strict=True)):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from recipes.stages.base import TextStage
-from recipes.stages.rewards.union import model_terms
+from recipes.stages.rewards.union import model_terms, weights_of
+from rlhf.rewards.judge import Judge
 from rlhf.rewards.terms import open_text_terms
 from rlhf.text.responses import Responses
 from rlhf.text.reward_inputs import Reading
@@ -41,21 +42,23 @@ class Jury:
         return {**by_term, "score": self.reward.score(by_term)} if by_term else {}
 
 
-def jury_of(spec: TextStage, context: StageContext) -> Callable[[Dataset, Tokenization], Jury]:
+def jury_of(
+    spec: TextStage, context: StageContext, judges: Mapping[str, Judge]
+) -> Callable[[Dataset, Tokenization], Jury]:
     """Open the reward models once; what is returned makes a jury for answers to prompts as a tokenizer reads them."""
     scorers: dict[str, ScoreModel] = {}
-    judges: list[JudgeTerm] = []
+    reward_models: list[JudgeTerm] = []
     for name, term in model_terms(spec.terms).items():
         place = f"rewards.{name}.model"
         network = open_measured(spec, context, place, "score_model")
         scorers[name] = ScoreModel(network, head_name(network)).eval()
-        judges.append(JudgeTerm(name, score_statistics(context.inputs[place]), term.clip))
+        reward_models.append(JudgeTerm(name, score_statistics(context.inputs[place]), term.clip))
 
     def jury(prompts: Dataset, writer: Tokenization) -> Jury:
         reward = TextReward(
-            weights={name: term.weight for name, term in spec.terms.items()},
-            judges=judges,
-            terms=open_text_terms(spec.terms, context.base_dir, prompts.records),
+            weights=weights_of(spec.terms),
+            judges=reward_models,
+            terms=open_text_terms(spec.terms, context.base_dir, prompts.records, judges),
             records=prompts.records,
             decode=partial(writer.decode, skip_special=True),
         )

@@ -10,6 +10,7 @@ from recipes.errors import RequestError
 from recipes.stages.feedback import ANSWERS, Feedback
 from rlhf.feedback.judgements import Pair, PreferenceSet, as_lines, judged_by_score, preference_set
 from rlhf.text.answers import FORWARD_BATCH, draw_samples, shared_prompts
+from rlhf.text.judge_model import open_judges
 from rlhf.text.jury import Jury, jury_of
 from rlhf.text.samples import Sample, collate
 from trainers.data.dataset import Dataset
@@ -64,7 +65,7 @@ def _pairs(
 ) -> tuple[list[Pair], int]:
     """Every prompt's two answers in the order of the prompts, and to how many prompts both are the same; collective."""
     model = open_measured(spec, context, "of", "language_model")
-    jury = jury_of(spec, context)(prompts, tokenization)
+    jury = jury_of(spec, context, open_judges(spec, context))(prompts, tokenization)
     own = rows[context.ranks.rank :: context.ranks.world_size]
     keys: list[SampleKey] = [(row, number) for row in own for number in range(ANSWERS)]
 

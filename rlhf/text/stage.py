@@ -11,6 +11,7 @@ import torch
 
 from recipes.artifact_kinds import ArtifactKind
 from recipes.stages.environments import TERM
+from recipes.stages.rewards.union import weights_of
 from recipes.stages.rl import RlText
 from recipes.stages.rollout_engines import LocalEngine, VllmEngine
 from rlhf.algorithms.scoring import ScoreStatistics
@@ -22,6 +23,7 @@ from rlhf.rewards.terms import open_text_terms
 from rlhf.text.build_policy import ACTOR, POLICY, RewardSource, SharedModels, build_models, network_tensors
 from rlhf.text.critic import Critic
 from rlhf.text.episodes import Episodes, Observer
+from rlhf.text.judge_model import open_judges
 from rlhf.text.policy import PolicyModels
 from rlhf.text.probe import Probe, Table, require_truth
 from rlhf.text.reward_inputs import Reading, reading_of
@@ -103,9 +105,9 @@ class TextRl:
             judges.append(JudgeTerm(name, source.statistics, term.clip))
         own = {} if spec.environment is None else {TERM: spec.environment.weight}
         reward = TextReward(
-            weights={name: term.weight for name, term in spec.rewards.items()} | own,
+            weights=weights_of(spec.rewards) | own,
             judges=judges,
-            terms=open_text_terms(spec.rewards, context.base_dir, data.prompts.records),
+            terms=open_text_terms(spec.rewards, context.base_dir, data.prompts.records, open_judges(spec, context)),
             records=data.prompts.records,
             decode=partial(data.tokenization.decode, skip_special=True),
         )

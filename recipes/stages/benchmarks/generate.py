@@ -10,6 +10,7 @@ from recipes.fields import meaning, refuse
 from recipes.problem_codes import Code
 from recipes.stages.benchmarks.case import Case, Named, Option, Row, UnfitRow, column
 from recipes.stages.benchmarks.written import Written
+from recipes.stages.rewards.judge import GenerativeJudge
 from recipes.stages.rewards.outside import ModelTerm
 from recipes.stages.rewards.term import Term
 from recipes.stages.rewards.union import RewardTerm, TermName, carried_columns
@@ -41,6 +42,8 @@ class Generate(Written):
         for name, term in self.scorers.items():
             if isinstance(term, ModelTerm):
                 refuse(Code.NOT_APPLICABLE, f"scorers.{name} is a reward model, which the stage's `rewards` takes")
+            if isinstance(term, GenerativeJudge):
+                refuse(Code.NOT_APPLICABLE, f"scorers.{name} is a judge, which the stage's `rewards` takes")
         return self
 
     @property

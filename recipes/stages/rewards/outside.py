@@ -45,11 +45,9 @@ class EntryPointTerm(CodeTerm):
     entry_point: str = meaning(min_length=1, description="Name of the entry point in the group trainwright.rewards.")
 
 
-class UrlTerm(CodeTerm):
-    """An HTTP endpoint: it gets `{"responses": [...], "rows": [...]}` by POST and answers `{"rewards": [...]}`."""
+class Repeated(Term):
+    """A term that asks an HTTP endpoint, which may be away for a while."""
 
-    url: str = meaning(pattern=r"^https?://[^\s/]+\S*$", description="Its address.")
-    batch: int = placement(64, ge=1, le=10**5, description="Most responses of a request.")
     timeout_s: float = placement(30.0, gt=0, le=3600, description="Longest wait for an answer.")
     retries: int = placement(
         5, ge=0, le=100, description="How often a request is repeated that was not answered, or with status 429 or 5xx."
@@ -57,3 +55,10 @@ class UrlTerm(CodeTerm):
     deadline_s: float = placement(
         120.0, gt=0, le=86400, description="Longest time for a request with all its repetitions."
     )
+
+
+class UrlTerm(Repeated, CodeTerm):
+    """An HTTP endpoint: it gets `{"responses": [...], "rows": [...]}` by POST and answers `{"rewards": [...]}`."""
+
+    url: str = meaning(pattern=r"^https?://[^\s/]+\S*$", description="Its address.")
+    batch: int = placement(64, ge=1, le=10**5, description="Most responses of a request.")

@@ -30,6 +30,11 @@ class Term(Strict):
         """The column that holds the true answer; None: it knows of none."""
         return None
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Further figures of each response that it gives, which are only measured."""
+        return ()
+
     def inputs(self, place: str) -> list[Input]:
         """Artifacts that it reads; `place` is where the term stands in its stage."""
         return []

@@ -10,6 +10,7 @@ from recipes.problem_codes import Code
 from recipes.stages.answers import Input
 from recipes.stages.rewards.answers import Exact, MathVerify, Number
 from recipes.stages.rewards.forms import JsonSchema, Length, RegularExpression, Tags
+from recipes.stages.rewards.judge import GenerativeJudge
 from recipes.stages.rewards.outside import EntryPointTerm, ModelTerm, PythonTerm, UrlTerm
 from recipes.stages.rewards.overlap import F1, Bleu, ChrF, RougeL
 from recipes.stages.rewards.term import Term
@@ -41,6 +42,7 @@ FORMS: dict[str, type[Term]] = {
     "python": PythonTerm,
     "entry_point": EntryPointTerm,
     "url": UrlTerm,
+    "judge": GenerativeJudge,
 }
 """The key that says what a term is."""
 
@@ -57,12 +59,13 @@ RewardTerm = Annotated[
     | Annotated[RewardRule, Tag("rule")]
     | Annotated[PythonTerm, Tag("python")]
     | Annotated[EntryPointTerm, Tag("entry_point")]
-    | Annotated[UrlTerm, Tag("url")],
+    | Annotated[UrlTerm, Tag("url")]
+    | Annotated[GenerativeJudge, Tag("judge")],
     Discriminator(
         _form,
         custom_error_type="reward_term",
         custom_error_message="a term of a reward is a mapping with `model: ...` (a reward model), `rule: ...` (a named "
-        "rule), `python: module:function`, `entry_point: ...` or `url: ...`",
+        "rule), `python: module:function`, `entry_point: ...`, `url: ...` or `judge: ...`",
     ),
 ]
 
@@ -79,9 +82,20 @@ def carried_columns(rewards: Mapping[str, Term]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(column for term in rewards.values() for column in term.carried))
 
 
+def weights_of(rewards: Mapping[str, Term]) -> dict[str, float]:
+    """The weight of each term by name; a term's further measures have none."""
+    found = {name: term.weight for name, term in rewards.items()}
+    return found | {f"{name}_{measure}": 0.0 for name, term in rewards.items() for measure in term.measures}
+
+
 def model_terms(rewards: Mapping[str, Term]) -> dict[str, ModelTerm]:
     """The terms that are reward models."""
     return {name: term for name, term in rewards.items() if isinstance(term, ModelTerm)}
+
+
+def num_judges(rewards: Mapping[str, Term]) -> int:
+    """How many of the terms are language models that the stage opens."""
+    return sum(isinstance(term, GenerativeJudge) and not term.is_endpoint for term in rewards.values())
 
 
 def reward_rules(rewards: Mapping[str, Term]) -> Iterator[FieldFinding]:

@@ -2,11 +2,7 @@
 
 import json
 import math
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ from pydantic import TypeAdapter
 from recipes.errors import RequestError, StageError
 from recipes.stages.rewards.union import RewardTerm
 from rlhf.rewards.terms import open_text_terms, term_finding
+from tests.endpoints import Answer, endpoint, gives
 
 TERM: TypeAdapter[Any] = TypeAdapter(RewardTerm)
 RECORDS = [
@@ -119,45 +116,8 @@ def test_an_installed_packages_entry_point(folder: Path, monkeypatch: pytest.Mon
     assert values(folder, entry_point="length") == [1, 2, 3]
 
 
-Answer = Callable[[dict[str, Any]], tuple[int, bytes]]
-
-
-@contextmanager
-def endpoint(answers: list[Answer]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A server that answers each request by the next of the answers, and by the last from then on."""
-    asked: list[dict[str, Any]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            status, body = answers[min(len(asked), len(answers)) - 1](asked[-1])
-            try:
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-            except BrokenPipeError:
-                pass  # the other side has given up
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/score", asked
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 def lengths(body: dict[str, Any]) -> tuple[int, bytes]:
     return 200, json.dumps({"rewards": [len(text) for text in body["responses"]]}).encode()
-
-
-def gives(status: int, body: str) -> Answer:
-    return lambda asked: (status, body.encode())
 
 
 def late(body: dict[str, Any]) -> tuple[int, bytes]:

@@ -20,7 +20,7 @@ from recipes.models.type_table import FILE, TypeRecord, type_records
 from recipes.models.vision_language import VISION_LANGUAGE
 from trainers.inference.describe_decoders import measure_decoder
 from trainers.inference.describe_encoders import measure_encoder, measure_encoder_decoder
-from trainers.inference.describe_vision import measure_vision
+from trainers.inference.describe_vision import UNOPENED, measure_vision
 from trainers.models.small_vision import SMALL
 from trainers.models.tiny import ALWAYS, said, tiny_model
 
@@ -104,7 +104,7 @@ def stock_classes(model_type: str) -> tuple[str, dict[str, str]]:
 
     classified = auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(model_type)
     found: dict[str, Any] = {"base": auto.MODEL_MAPPING_NAMES.get(model_type)}
-    if model_type in SMALL:
+    if model_type in (*SMALL, *UNOPENED):
         name = auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[model_type]
         return VISION_LANGUAGE.name, {"base": str(found["base"]), "vision_language_model": name}
     is_composite = bool(transformers.CONFIG_MAPPING[model_type].sub_configs)
@@ -213,7 +213,7 @@ def all_types() -> list[str]:
             except UnfitError:
                 continue
             names[name] = None
-    return [*names, *SMALL]
+    return [*names, *SMALL, *UNOPENED]
 
 
 def main() -> None:

@@ -29,10 +29,17 @@ CAPABILITIES: dict[Capability, str] = {
     "reward_model": "transformers has no class of it with a head for scores",
     "critic": "transformers has no class of it with a head for values",
 }
+UNOPENED = {
+    "smolvlm": "transformers' processor of it does not open without its part for videos, which needs torchvision, and "
+    "the package num2words"
+}
+"""Types that are refused by name, and why."""
 
 
 def measure_vision(model_type: str, record: TypeRecord) -> TypeRecord:
     """Return the record with what was measured."""
+    if model_type in UNOPENED:
+        return replace(record, packing=None, decoding=None, lacks={"training": UNOPENED[model_type]})
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         config = write_small_processor(folder, model_type, ["a small text about an image"] * 3)

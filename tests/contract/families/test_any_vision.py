@@ -232,3 +232,13 @@ def test_tokens_are_counted_from_the_files_as_the_processor_writes_them(folder: 
         written = processor.see((folder / f"{number}.png").read_bytes(), "").ids
         assert facts.tokens(height, width) in (None, len(written))
     assert (facts.tokens(9, 9) is None) == (model_type(folder) == "idefics3")
+
+
+def test_a_type_whose_processor_does_not_open_is_refused_by_name(folder: Path) -> None:
+    place = rows_with(folder, {})
+    config = place / "model" / "config.json"
+    content = json.loads(config.read_text())
+    classes = ["SmolVLMForConditionalGeneration"]
+    config.write_text(json.dumps(content | {"model_type": "smolvlm", "architectures": classes}))
+    assert ("unsupported-model", "stages.see.init_from") in problems(place)
+    assert "training" in type_records()["smolvlm"].lacks

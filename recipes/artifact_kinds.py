@@ -1,5 +1,6 @@
 """The one vocabulary of kinds: of what a stage makes or takes, and of the artifacts that hold it."""
 
+from collections.abc import Collection
 from typing import Literal, NewType
 
 ImageKind = NewType("ImageKind", str)
@@ -24,3 +25,8 @@ ArtifactKind = (
     | ImageKind
 )
 """The kind of an artifact in its manifest; `actor_critic` holds an actor and the critic that learned with it."""
+
+
+def takes_tokenizer(wants: Collection[OutputKind]) -> bool:
+    """Whether an input that wants these kinds takes a tokenizer, of whatever has one."""
+    return "tokenizer" in wants

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.artifact_kinds import OutputKind
+from recipes.artifact_kinds import OutputKind, takes_tokenizer
 from recipes.errors import Finding, RequestError
 from recipes.models.families import HOLDERS
 from recipes.models.folder_classes import find_class
@@ -100,7 +100,7 @@ def take_in(
             folder, source = (base_dir / reference.path).resolve(), None
         else:
             folder, source = _download(reference, wants, fetches=True), text
-        take = import_tokenizer if "tokenizer" in wants else import_folder
+        take = import_tokenizer if takes_tokenizer(wants) else import_folder
         found = take(store, folder, source=source)
         if found.fingerprint != known.fingerprint:
             raise RequestError(f"{field_path}: {text} has changed while the run was starting; start it again")
@@ -143,13 +143,13 @@ def external_of(artifact: ArtifactManifest, part: str | None, text: str) -> Exte
 
 
 def _describe(folder: Path, wants: tuple[OutputKind, ...], source: str | None) -> ArtifactManifest:
-    describe = describe_tokenizer if "tokenizer" in wants else describe_folder
+    describe = describe_tokenizer if takes_tokenizer(wants) else describe_folder
     return describe(folder, source=source)
 
 
 def _find_hub_model(reference: HubRef, text: str, wants: tuple[OutputKind, ...], *, fetches: bool) -> ArtifactManifest:
     folder = _download(reference, wants, fetches=fetches)
-    if fetches or "tokenizer" in wants or _has_weights(folder):
+    if fetches or takes_tokenizer(wants) or _has_weights(folder):
         return _describe(folder, wants, text)
     return _known_by_config(folder, text, NOT_FETCHED, {"hub": [reference.repo, reference.revision]})
 
@@ -187,7 +187,7 @@ def _download(reference: HubRef, wants: tuple[OutputKind, ...], *, fetches: bool
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    is_tokenizer = "tokenizer" in wants
+    is_tokenizer = takes_tokenizer(wants)
     kept = _TOKENIZER_TEXTS if is_tokenizer else [*_TEXTS, "*.safetensors"] if fetches else _TEXTS
     options: dict[str, Any] = {"revision": reference.revision, "allow_patterns": kept}
     try:

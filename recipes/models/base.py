@@ -221,6 +221,8 @@ class TextFamily:
     """What pretraining reports its speed in."""
     is_packed: bool = True
     """Whether several rows share a sequence; else an epoch counts rows alone."""
+    takes_few_bits: bool = False
+    """Whether adapters learn on a base that is held in few bits."""
     is_recurrent: bool = False
     """Whether it reads text as one stream, with a state that is carried on."""
     continues: bool = False

@@ -284,6 +284,7 @@ DECODER = TextFamily(
     types=library_types("decoder", {"llama": Llama, "qwen3": Qwen3, "gpt2": Gpt2}, AnyDecoder),
     auto_class="AutoModelForCausalLM",
     tuning_role="instructions",
+    takes_few_bits=True,
     suites=(
         "perplexity",
         "generation",

@@ -14,7 +14,8 @@ from recipes.models.model_kinds import has_images, trained_kind
 from recipes.models.type_table import find_record, type_records
 from recipes.problem_codes import Code
 
-TOWER_TYPES = ("clip_vision_model", "siglip_vision_model")
+CLIP = "clip_vision_model"
+TOWER_TYPES = (CLIP, "siglip_vision_model")
 TEXT_TYPES = tuple(
     name
     for name, record in type_records().items()
@@ -146,12 +147,17 @@ def image_size_rule(written: int | None, made: int | None) -> Finding | None:
     return Finding(Code.IMAGE_TOKEN_MISMATCH, message)
 
 
+def has_class_embedding(model_type: object) -> bool:
+    """Whether a tower of the type has one feature more than patches: CLIP's has, SigLIP's has not."""
+    return model_type == CLIP
+
+
 def _made_tokens(tower: dict[str, Any], drops_first: bool) -> int | None:
     """Features that the tower gives for an image: one a patch; CLIP's class embedding precedes them."""
     size, patch = tower.get("image_size"), tower.get("patch_size")
     if not isinstance(size, int) or not isinstance(patch, int) or patch < 1:
         return None
-    return int((size // patch) ** 2 + (tower.get("model_type") == "clip_vision_model") - drops_first)
+    return int((size // patch) ** 2 + (has_class_embedding(tower.get("model_type"))) - drops_first)
 
 
 def _written_tokens(processor: dict[str, Any], images: dict[str, Any]) -> int | None:
@@ -186,7 +192,7 @@ def tower_parameters(config: Mapping[str, Any]) -> int:
     """Parameters of a CLIP or SigLIP tower and of the projector, two linear modules, of a `config.json`."""
     tower = config["vision_config"]
     width, inner, layers = (int(tower[key]) for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
-    patch, is_clip = int(tower["patch_size"]), tower["model_type"] == "clip_vision_model"
+    patch, is_clip = int(tower["patch_size"]), has_class_embedding(tower["model_type"])
     places = (int(tower["image_size"]) // patch) ** 2 + is_clip
     block = 4 * (width * width + width) + 2 * width * inner + inner + width + 4 * width
     embedding = width * int(tower.get("num_channels", 3)) * patch * patch + places * width + width

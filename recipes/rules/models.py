@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from recipes.artifact_kinds import takes_tokenizer
 from recipes.data.tokenizers import DEFAULT_CHAT_TEMPLATE, ExistingTokenizer, Tokenizer, TrainTokenizer
 from recipes.errors import Problem
 from recipes.loaded_recipe import LoadedRecipe
@@ -177,7 +178,7 @@ def _check_folders(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[P
         facts = _folder(loaded, reference.path, item.wants[0])
         for finding in facts.problems:
             yield loaded.problem_from(finding, f"{place}.{item.field_path}", item.text)
-        if facts.kind is not None and facts.kind not in item.wants and "tokenizer" not in item.wants:
+        if facts.kind is not None and facts.kind not in item.wants and not takes_tokenizer(item.wants):
             needed = " or ".join(NOUNS[kind] for kind in item.wants)
             by = "" if facts.model_class is None else f" ({facts.model_class.name})"
             message = f"needs {needed}, but the folder holds {NOUNS[facts.kind]}{by}"

@@ -13,7 +13,7 @@ from recipes.models.encoder import PseudoLabels
 from recipes.models.type_table import Capability
 from recipes.problem_codes import Code
 from recipes.stages.answers import Counts, Held, Input, Progress, Role, Template, TextFacts, template_field
-from recipes.stages.lora import Lora, pattern_rules
+from recipes.stages.lora import CLASSIFIER_HEAD, Lora, pattern_rules
 from recipes.stages.sharding import Shard
 from recipes.stages.train import ImageTrain, Train
 from recipes.stages.training_stage import ImageTraining, TextTraining
@@ -141,7 +141,7 @@ class Finetune(TextTraining):
         return family is not None and family.has_classes
 
     def new_heads(self, family: TextFamily | None) -> tuple[str, ...]:
-        return ("classifier",) if self.is_classifier(family) else ()
+        return (CLASSIFIER_HEAD,) if self.is_classifier(family) else ()
 
     @property
     def added_tokens(self) -> list[str]:

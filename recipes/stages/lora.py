@@ -14,7 +14,8 @@ from recipes.nearest import nearest
 from recipes.problem_codes import Code
 
 ALL_LINEAR = "all-linear"
-NEW_HEADS = ("score", "classifier")
+CLASSIFIER_HEAD = "classifier"
+NEW_HEADS = ("score", CLASSIFIER_HEAD)
 """Names of the heads that a stage makes; they are counted with its model."""
 NF4_BLOCK = 64
 """Values of one scale in 4 bits."""

@@ -102,7 +102,7 @@ class TextTraining(Training, TextStage):
         if family is None:
             return
         lora = self.adapters
-        if lora is not None and lora.quantize is not None and family.name != "decoder":
+        if lora is not None and lora.quantize is not None and not family.takes_few_bits:
             message = f"is for language models of the decoder family; this model is {family.noun}"
             yield at("lora.quantize", lora.quantize, Code.NOT_APPLICABLE, message, "remove the key")
         if not family.is_packed and self.train.tokens is not None:

@@ -33,8 +33,8 @@ def test_sources_answer_for_themselves(product: Tree) -> None:
 
 
 def test_families_answer_for_themselves(product: Tree) -> None:
-    assert len(name_sites(product, family_names(product))) <= 14, "ask the family's object: TextFamily, FamilyRuntime"
-    assert len(dispatch_sites(product, "family names")) <= 43, f"ask the family, or MODEL_KINDS: {LISTED}"
+    assert len(name_sites(product, family_names(product))) <= 11, "ask the family's object: TextFamily, FamilyRuntime"
+    assert len(dispatch_sites(product, "family names")) <= 32, f"ask the family, or MODEL_KINDS: {LISTED}"
     classes = class_sites(product, set(product.declared["family"]))
     elsewhere = [site for site in classes if site.module != "trainers.models.images.families"]  # where all are listed
     assert len(elsewhere) <= 2, "ask the architecture"

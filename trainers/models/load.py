@@ -16,13 +16,13 @@ from recipes.models.folder_classes import find_class
 from recipes.models.folders import config_positions
 from recipes.models.model_kinds import MODEL_KINDS, ModelKind
 from recipes.stages.answers import TextFacts
-from recipes.stages.lora import NEW_HEADS
+from recipes.stages.lora import CLASSIFIER_HEAD, NEW_HEADS
 from trainers.models.families import runtime_of
 from trainers.models.forward_forms import record_of
 from trainers.runtime.precision import is_finite
 from trainers.store.hf_loaders import open_model
 
-CLASSIFIER_PARTS = ("classifier", "bert.pooler")
+CLASSIFIER_PARTS = (CLASSIFIER_HEAD, "bert.pooler")
 """What a classifier has and a masked language model has not."""
 _ENCODER_EXTRAS = ("bert.pooler", "pooler", "cls.seq_relationship")
 """What files of a BertModel and a BertForPreTraining hold beside a masked language model; a bare model's keys have no

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from recipes.data.tokenizers import TrainTokenizer
+from recipes.models.vision_language import has_class_embedding
 from trainers.data.tokenizer import train_tokenizer
 from trainers.models.folders import write_json, write_model
 
@@ -53,7 +54,7 @@ def write_small_llava(
         "num_hidden_layers": layers,
         "num_attention_heads": 4,
     }
-    has_class_embedding = tower == "clip_vision_model"
+    has_class = has_class_embedding(tower)
     config = LlavaConfig(
         vision_config=AutoConfig.for_model(tower, image_size=image_size, patch_size=patch_size, **sizes),
         text_config=AutoConfig.for_model(
@@ -70,7 +71,7 @@ def write_small_llava(
         image_token_index=tokenization.token_id(IMAGE),
         image_seq_length=(image_size // patch_size) ** 2,
         vision_feature_layer=feature_layer,
-        vision_feature_select_strategy="default" if has_class_embedding else "full",
+        vision_feature_select_strategy="default" if has_class else "full",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -81,16 +82,16 @@ def write_small_llava(
 
 
 def _processor(config: Any, image_size: int, patch_size: int) -> dict[str, Any]:
-    has_class_embedding = config.vision_config.model_type == "clip_vision_model"
+    has_class = has_class_embedding(config.vision_config.model_type)
     side = {"height": image_size, "width": image_size}
     return {
         "processor_class": "LlavaProcessor",
         "patch_size": patch_size,
         "image_token": IMAGE,
-        "num_additional_image_tokens": int(has_class_embedding),
+        "num_additional_image_tokens": int(has_class),
         "vision_feature_select_strategy": config.vision_feature_select_strategy,
         "image_processor": {
-            "image_processor_type": "CLIPImageProcessor" if has_class_embedding else "SiglipImageProcessor",
+            "image_processor_type": "CLIPImageProcessor" if has_class else "SiglipImageProcessor",
             "size": side,
             "crop_size": side,
             "do_resize": True,

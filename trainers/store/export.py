@@ -134,8 +134,9 @@ def _merge(weights: Weights, kind: str, target: Path, dtype: str | None = None) 
     logging.disable_progress_bar()
     last = weights.adapters[-1] / ADAPTER_CONFIG if weights.adapters else None
     task = None if last is None else json.loads(last.read_bytes()).get("task_type")
-    stock = _stock_class(kind, weights.folder, task)
-    options: dict[str, Any] = {"num_labels": 1} if kind == "reward_model" else {}
+    is_reward = kind == "reward_model"
+    stock = "AutoModelForSequenceClassification" if is_reward else _stock_class(weights.folder, task)
+    options: dict[str, Any] = {"num_labels": 1} if is_reward else {}
     model = open_model(getattr(transformers, stock), weights.folder, dtype=torch.float32, **options)
     was_tied = model.config.get_text_config().tie_word_embeddings
     if weights.quantized is not None:
@@ -169,10 +170,8 @@ def _tie(model: Any) -> None:
     model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = is_tied
 
 
-def _stock_class(kind: str, base: Path, task: str | None) -> str:
+def _stock_class(base: Path, task: str | None) -> str:
     """Return the name of transformers' class of what an adapter is merged into."""
-    if kind == "reward_model":
-        return "AutoModelForSequenceClassification"
     path = base / "config.json"
     model_type = json.loads(path.read_bytes()).get("model_type") if path.is_file() else None
     family = None if model_type is None else MODEL_TYPES.get(model_type, DECODER)

@@ -42,6 +42,8 @@ class Asked:
     """Without."""
     record: Mapping[str, Any]
     """Its columns for the scorers."""
+    dataset: Dataset
+    """All cases of its data, by their numbers."""
 
     def line(self, surroundings: str) -> dict[str, Any]:
         """What a row in the artifact says of the case; `asked` is equal where a model reads the same."""
@@ -161,7 +163,7 @@ def open_cases(spec: Evaluate, context: StageContext, name: str, tokenization: T
         case, row = Case.from_json(record["case"]), record["id"]
         there = [one for place, one in pool.get(case.group, everyone) if others is not None or place != number]
         before = examples(there, shots, f"{context.seed} {number}", f"benchmarks.{name}: {row}")
-        asked.append(Asked(number, row, case.asked(f"{benchmark.beginning}{before}"), case, record))
+        asked.append(Asked(number, row, case.asked(f"{benchmark.beginning}{before}"), case, record, dataset))
     fitting = [one for one in asked if _tokens(one.case, tokenization) + benchmark.writes <= benchmark.max_tokens]
     if len(fitting) < len(asked):
         left_out = f"{len(asked) - len(fitting)} of {len(asked)} cases are left out"

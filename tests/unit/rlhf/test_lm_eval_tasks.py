@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from recipes.errors import RequestError
-from tests.unit.rlhf.test_benchmarks import CHOICES, QUESTIONS, Bench
+from tests.unit.rlhf.test_benchmarks import CHOICES, QUESTIONS, Bench, Watcher
 
 lm_eval: Any = pytest.importorskip("lm_eval", reason="lm-eval is not installed (the extra `eval`)")
 
@@ -71,6 +71,19 @@ def test_choices(bench: Bench) -> None:
         assert line["details"]["context"].count("Question:") == 3
     assert found["n"] == 12
     assert found["acc_low"] < found["acc"] < found["acc_high"]
+
+
+def test_a_stopped_task_continues_with_the_same_examples(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples are drawn from all rows in their order, also where only some rows are asked."""
+    monkeypatch.setattr("trainers.evaluation.cases.FLUSH_S", 0.0)
+    monkeypatch.setattr("trainers.evaluation.suites.lm_eval_task.ROWS_AT_ONCE", 4)
+    keys = {"suite": "lm_eval", "task": CHOOSING, "shots": 2}
+    straight = bench.measure(ROWS, **keys)
+    first, second = Watcher(stop_after=4), Watcher()
+    with pytest.raises(KeyboardInterrupt):
+        bench.measure(ROWS, first, run="stopped", **keys)
+    assert bench.measure(ROWS, second, run="stopped", **keys) == straight
+    assert (first.rows, second.rows) == ([4], [8, 12])
 
 
 def test_continuations_and_whether_they_are_likeliest(bench: Bench) -> None:

@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,13 @@ from jinja2 import TemplateError
 from torch import nn
 
 from recipes.errors import CapacityError, RequestError
-from recipes.stages.benchmarks.case import Likelihood
+from recipes.stages.benchmarks.case import Case, Likelihood
 from recipes.stages.benchmarks.lm_eval import LmEval, spelt
 from recipes.stages.benchmarks.union import AnyBenchmark
 from recipes.stages.evaluate import Evaluate
 from trainers.data.batches import pad_texts
 from trainers.data.tokenizer import Tokenization
-from trainers.evaluation.cases import Answered, Asked, open_cases
+from trainers.evaluation.cases import Answered, Asked
 from trainers.evaluation.suite import open_measured
 from trainers.inference.generation import generate, sampling_settings
 from trainers.inference.likelihood import Scored, log_likelihoods, tokenized
@@ -27,6 +28,7 @@ from trainers.training.context import StageContext
 EXAMPLES_SEED = 1234
 """By which lm-eval draws examples where nothing else is said."""
 ROWS_AT_ONCE = 32
+PROMPTS_AT_ONCE = 16
 MAX_NEW_TOKENS = 256
 """Of an answer where a task does not say."""
 
@@ -42,11 +44,11 @@ def ask_task(
     """Yield the task's metrics of rows, some at a time; examples are drawn from all of them, as lm-eval does."""
     assert isinstance(benchmark, LmEval)
     name = next(name for name, item in spec.benchmarks.items() if item is benchmark)
-    everyone = open_cases(spec, context, name, tokenization)
-    task = open_task(name, benchmark, [json.loads(one.case.best[0]) for one in everyone])
+    everyone = [Case.from_json(record["case"]) for record in asked[0].dataset.records]
+    task = open_task(name, benchmark, [json.loads(case.best[0]) for case in everyone])
     instances = defaultdict(list)
     for instance in task.instances:
-        instances[everyone[instance.doc_id].number].append(instance)
+        instances[instance.doc_id].append(instance)
     model = open_measured(spec, context, path, "language_model")
     for start in range(0, len(asked), ROWS_AT_ONCE):
         chunk = asked[start : start + ROWS_AT_ONCE]
@@ -87,6 +89,12 @@ def open_task(name: str, benchmark: LmEval, rows: Sequence[Mapping[str, Any]]) -
     if task.config.repeats != 1:
         raise RequestError(f"benchmarks.{name}: the task asks each row {task.config.repeats} times; 1 is supported")
     return task
+
+
+def _batched(values: Iterator[int], size: int) -> Iterator[list[int]]:
+    """Yield values, some at a time."""
+    while batch := list(islice(values, size)):
+        yield batch
 
 
 @cache
@@ -165,21 +173,40 @@ def _likelihoods(model: Any, pairs: Sequence[tuple[str, str]], tokenization: Tok
 
 
 def _texts(model: Any, requests: Sequence[tuple[str, dict[str, Any]]], tokenization: Tokenization) -> list[str]:
-    device = next(model.parameters()).device
-    found: list[str] = []
-    for prompt, settings in requests:
-        if settings.get("do_sample") or float(settings.get("temperature") or 0) > 0:
-            raise RequestError("lm-eval's task draws answers (do_sample); only greedy ones are supported")
-        length = int(settings.get("max_gen_toks") or settings.get("max_new_tokens") or MAX_NEW_TOKENS)
-        sampling = sampling_settings(tokenization, length, 0.0)
-        (tokens,) = tokenization.encode_openings([prompt])
-        tokens = tokens[-max(1, _most(model) - length) :]
-        batch = pad_texts([np.asarray(tokens)], sampling.pad_id, left=True)
-        with torch.no_grad():
-            made = generate(model, batch.input_ids_BT.to(device), batch.attention_mask_BT.to(device), sampling, None)
-        text = tokenization.decode(made.tokens_BR[0][made.response_mask_BR[0]].tolist())
-        until = settings.get("until") or []
-        for end in [until] if isinstance(until, str) else until:
-            text = text.split(end)[0] if end else text
-        found.append(text)
-    return found
+    lengths = [_length(settings) for _, settings in requests]
+    prompts = [
+        tokens[-max(1, _most(model) - length) :]
+        for tokens, length in zip(tokenization.encode_openings([text for text, _ in requests]), lengths, strict=True)
+    ]
+    order = sorted(range(len(requests)), key=lambda place: (lengths[place], -len(prompts[place])))
+    found: dict[int, str] = {}
+    for length, places in groupby(order, key=lambda place: lengths[place]):
+        for batch in _batched(places, PROMPTS_AT_ONCE):
+            written = _written(model, [prompts[place] for place in batch], length, tokenization)
+            found |= dict(zip(batch, written, strict=True))
+    return [_cut(found[place], settings) for place, (_, settings) in enumerate(requests)]
+
+
+def _length(settings: Mapping[str, Any]) -> int:
+    """Most tokens of an answer."""
+    if settings.get("do_sample") or float(settings.get("temperature") or 0) > 0:
+        raise RequestError("lm-eval's task draws answers (do_sample); only greedy ones are supported")
+    return int(settings.get("max_gen_toks") or settings.get("max_new_tokens") or MAX_NEW_TOKENS)
+
+
+def _written(model: Any, prompts: Sequence[Sequence[int]], length: int, tokenization: Tokenization) -> list[str]:
+    """What a model writes after each prompt, greedily."""
+    device, sampling = next(model.parameters()).device, sampling_settings(tokenization, length, 0.0)
+    batch = pad_texts([np.asarray(tokens) for tokens in prompts], sampling.pad_id, left=True)
+    with torch.no_grad():
+        made = generate(model, batch.input_ids_BT.to(device), batch.attention_mask_BT.to(device), sampling, None)
+    rows = zip(made.tokens_BR, made.response_mask_BR, strict=True)
+    return [tokenization.decode(tokens[mask].tolist()) for tokens, mask in rows]
+
+
+def _cut(text: str, settings: Mapping[str, Any]) -> str:
+    """A text up to the first of the settings' ends."""
+    until = settings.get("until") or []
+    for end in [until] if isinstance(until, str) else until:
+        text = text.split(end)[0] if end else text
+    return text

@@ -17,11 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, TypeVar
 
 import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.each_node import answer_of
 from cluster.protocol import Json
 from cluster.session import Session, count_cpus, count_gpus, start
 from cluster.topology import Node
@@ -35,6 +37,7 @@ LEAST_SHM_BYTES = 256 * 2**20
 LEAST_TEMPORARY_BYTES = 2 * 2**30
 LEAST_OPEN_FILES = 1024
 CALL_TIMEOUT_S = 30.0
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,33 +103,41 @@ class Probe:
 def examine(session: Session, shared_folder: Path | None = None) -> list[Finding]:
     """Looks at every node of a connected cluster; a shared folder has to be the same one everywhere."""
     nodes = session.nodes()
+    cut_off = session.cut_off({node.id for node in nodes})
     probes = {
         node.id: ray.remote(Probe)
         .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False))
         .remote()
         for node in nodes
+        if node.id not in cut_off
     }
     token = secrets.token_hex(8)
     mark = shared_folder / f".doctor-{token}" if shared_folder else None
     try:
         if mark is not None:
             mark.write_text(token)
-        reports: dict[str, Json] = {}
+        ports = _answers({node_id: probe.listen.remote() for node_id, probe in probes.items()})
+        reports: dict[str, Json | str] = dict.fromkeys(cut_off, "takes no connection")
         skews: dict[str, float] = {}
         for node in nodes:
-            before = time.time()
-            reports[node.id] = ray.get(
-                probes[node.id].look.remote(node.address, str(shared_folder or ""), token), timeout=CALL_TIMEOUT_S
-            )
-            skews[node.id] = _skew(reports[node.id]["clock"], before, time.time())
-        ports = {node.id: ray.get(probes[node.id].listen.remote(), timeout=CALL_TIMEOUT_S) for node in nodes}
-        calls = {
-            (one.id, other.id): probes[one.id].reaches.remote(other.address, ports[other.id])
-            for one in nodes
-            for other in nodes
-            if one.id != other.id
-        }
-        trouble = {pair: str(ray.get(call, timeout=CALL_TIMEOUT_S)) for pair, call in calls.items()}
+            if isinstance(ports.get(node.id), int):
+                before = time.time()
+                look = probes[node.id].look.remote(node.address, str(shared_folder or ""), token)
+                reports |= _answers({node.id: look})
+                report = reports[node.id]
+                if not isinstance(report, str):
+                    skews[node.id] = _skew(report["clock"], before, time.time())
+            elif node.id in ports:
+                reports[node.id] = ports[node.id]
+        present = [node for node in nodes if not isinstance(reports[node.id], str)]
+        trouble = _answers(
+            {
+                (one.id, other.id): probes[one.id].reaches.remote(other.address, ports[other.id])
+                for one in present
+                for other in present
+                if one.id != other.id
+            }
+        )
     finally:
         if mark is not None:
             mark.unlink(missing_ok=True)
@@ -135,26 +146,37 @@ def examine(session: Session, shared_folder: Path | None = None) -> list[Finding
     return judge_nodes(nodes, reports, skews, trouble, shared_folder is not None)
 
 
+def _answers(calls: Mapping[K, Any]) -> dict[K, Any]:
+    """What the probes say, or in words why one says nothing."""
+    if calls:
+        ray.wait(list(calls.values()), num_returns=len(calls), timeout=CALL_TIMEOUT_S)
+    return {key: answer_of(call, CALL_TIMEOUT_S) for key, call in calls.items()}
+
+
 def judge_nodes(
     nodes: Sequence[Node],
-    reports: Mapping[str, Json],
+    reports: Mapping[str, Json | str],
     skews_s: Mapping[str, float],
     trouble: Mapping[tuple[str, str], str],
     has_shared_folder: bool,
 ) -> list[Finding]:
-    """What the reports mean, pure; the first node is the measure for versions."""
+    """What the reports mean, pure; a text says why there is none. The first node is the measure for versions."""
     found: list[Finding] = []
     address = {node.id: node.address for node in nodes}
-    first = reports[nodes[0].id]["versions"]
+    present = {node.id: report for node in nodes if not isinstance(report := reports[node.id], str)}
+    measure, first = next(((address[node_id], report["versions"]) for node_id, report in present.items()), ("", {}))
 
     def note(check: str, node: Node, is_well: bool, detail: str, advice: str) -> None:
         found.append(Finding(check, node.address, is_well, detail, "" if is_well else advice))
 
     for node in nodes:
-        report = reports[node.id]
+        if node.id not in present:
+            note("answer", node, False, str(reports[node.id]), "see whether it is up, and start Ray there again")
+            continue
+        report = present[node.id]
         other = {name: value for name, value in report["versions"].items() if value != first[name]}
         detail = ", ".join(f"{name} {value} instead of {first[name]}" for name, value in other.items()) or "equal"
-        note("versions", node, not other, detail, f"install the versions of node {nodes[0].address}")
+        note("versions", node, not other, detail, f"install the versions of node {measure}")
         skew = skews_s[node.id]
         note("clock", node, abs(skew) <= CLOCK_TOLERANCE_S, f"{skew:+.2f} s from this machine", "run a time service")
         note(
@@ -188,7 +210,9 @@ def judge_nodes(
         note("open files", node, limit >= LEAST_OPEN_FILES, f"limit {limit}", f"ulimit -n {LEAST_OPEN_FILES}")
         note("kernel", node, report["has_pidfd"], "pidfd_open", "Linux 5.3 or later is needed")
         if has_shared_folder:
-            note("shared folder", node, report["sees_shared"], "the same file seen", "mount the same store here")
+            sees = report["sees_shared"]
+            detail = "the same file seen" if sees else "what this machine writes is not seen"
+            note("shared folder", node, sees, detail, "mount the same store here")
     for (source, target), reason in trouble.items():
         detail = reason or f"reaches {address[target]}"
         advice = f"open the ports between {address[source]} and {address[target]}" if reason else ""

@@ -24,7 +24,7 @@ def ask_each_node(nodes: Sequence[Node], target: str, payload: Any, timeout_s: f
         for node in nodes
     }
     ray.wait(list(calls.values()), num_returns=len(calls), timeout=timeout_s)
-    return {address: _answer(call, timeout_s) for address, call in calls.items()}
+    return {address: answer_of(call, timeout_s) for address, call in calls.items()}
 
 
 def _address(node: Node, nodes: Sequence[Node]) -> str:
@@ -37,7 +37,8 @@ def _call(target: str, payload: Any) -> Any:
     return find_target(target)(payload)
 
 
-def _answer(call: Any, timeout_s: float) -> Any:
+def answer_of(call: Any, timeout_s: float) -> Any:
+    """What a call that was waited for has returned, or in words why nothing."""
     try:
         return ray.get(call, timeout=0)
     except GetTimeoutError:

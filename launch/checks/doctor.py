@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,17 +46,23 @@ def examine(*, store: str | None = None, address: str | None = None, calibrates:
             findings.append(Finding("cluster", True, f"{address}: {len(nodes)} nodes, {total}"))
             if not address.startswith("http"):
                 shared = None if store is None or "://" in store else store
-                findings += [
-                    Finding(
-                        f"{item['node']} {item['check']}",
-                        item["is_well"],
-                        item["detail"] + (f"; {item['advice']}" if item["advice"] else ""),
-                    )
-                    for item in examine_nodes(address, shared)
-                ]
+                findings += per_node(examine_nodes(address, shared))
         except TrainwrightError as error:
             findings.append(Finding("cluster", False, str(error)))
     return findings
+
+
+def per_node(found: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """One line per node: what is not well there with what to do, or what was looked at."""
+    nodes: dict[str, list[Mapping[str, Any]]] = {}
+    for item in found:
+        nodes.setdefault(item["node"], []).append(item)
+    lines = []
+    for node, items in nodes.items():
+        bad = [f"{item['check']}: {item['detail']}; {item['advice']}" for item in items if not item["is_well"]]
+        looked_at = dict.fromkeys(item["check"] for item in items)
+        lines.append(Finding(f"node {node}", not bad, ". ".join(bad) or f"well: {', '.join(looked_at)}"))
+    return lines
 
 
 def _versions() -> Finding:

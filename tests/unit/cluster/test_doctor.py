@@ -1,11 +1,13 @@
 """What the doctor makes of the nodes' reports."""
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from cluster.doctor import Finding, _skew, judge_nodes
 from cluster.topology import Node
+from launch.checks.doctor import per_node
 
 
 def node(number: int, gpus: float = 0) -> Node:
@@ -58,7 +60,7 @@ def test_healthy_nodes_have_no_bad_finding() -> None:
         ({"cpus": 2}, "CPUs", "Ray offers 4, the machine has 2", "start Ray with --num-cpus"),
         ({"gpus": 8}, "GPUs", "Ray offers 0, the machine has 8", "start Ray with --num-gpus"),
         ({"open_files": 256}, "open files", "limit 256", "ulimit -n 1024"),
-        ({"sees_shared": False}, "shared folder", "the same file seen", "mount the same store here"),
+        ({"sees_shared": False}, "shared folder", "not seen", "mount the same store here"),
     ],
 )
 def test_each_trouble_is_one_finding_with_advice(changes: dict[str, Any], check: str, detail: str, advice: str) -> None:
@@ -67,6 +69,25 @@ def test_each_trouble_is_one_finding_with_advice(changes: dict[str, Any], check:
     assert (finding.check, finding.node) == (check, "10.0.0.2")
     assert detail in finding.detail
     assert advice in finding.advice
+
+
+def test_a_node_that_does_not_answer_is_a_line() -> None:
+    """The versions of the first that does are the measure; whoever asks sees one line per node."""
+    nodes = [node(1), node(2), node(3)]
+    reports: dict[str, Any] = {"n1": "takes no connection", "n2": report(), "n3": report(cpus=2)}
+    found = judge_nodes(nodes, reports, {"n2": 0.0, "n3": 0.0}, {("n2", "n3"): "", ("n3", "n2"): ""}, False)
+    assert [(item.check, item.node) for item in found if not item.is_well] == [
+        ("answer", "10.0.0.1"),
+        ("CPUs", "10.0.0.3"),
+    ]
+    lines = per_node([asdict(item) for item in found])
+    assert [(line.name, line.ok) for line in lines] == [
+        ("node 10.0.0.1", False),
+        ("node 10.0.0.2", True),
+        ("node 10.0.0.3", False),
+    ]
+    assert "takes no connection" in lines[0].detail
+    assert judge_nodes(nodes[:1], reports, {}, {}, True)[0].is_well is False
 
 
 def test_clock_and_network() -> None:

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,11 +26,10 @@ from cluster.each_node import answer_of
 from cluster.protocol import Json
 from cluster.session import Session, count_cpus, count_gpus, start
 from cluster.topology import Node
-from cluster.worker import interface_of
+from cluster.worker import installed_versions, interface_of
 from recipes.errors import CapacityError
 from recipes.stages.rollout_engines import vllm_version
 
-PACKAGES = ("trainwright", "ray", "torch", "deepspeed", "transformers", "peft")
 CLOCK_TOLERANCE_S = 1.0
 LEAST_SHM_BYTES = 256 * 2**20
 LEAST_TEMPORARY_BYTES = 2 * 2**30
@@ -61,11 +59,7 @@ class Probe:
             with contextlib.suppress(OSError):
                 seen = (Path(shared_folder) / f".doctor-{token}").read_text()
         return {
-            "versions": {
-                "python": sys.version.split()[0],
-                **{name: _version(name) for name in PACKAGES},
-                "vllm": vllm_version() or "absent",
-            },
+            "versions": {**installed_versions(), "vllm": vllm_version() or "absent"},
             "clock": time.time(),
             "shm_bytes": shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0,
             "temporary_bytes": shutil.disk_usage("/tmp").free,
@@ -223,13 +217,6 @@ def judge_nodes(
 def _skew(clock: float, before: float, after: float) -> float:
     """How far a clock read between two instants of ours is off, at the least."""
     return clock - before if clock < before else max(0.0, clock - after)
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "absent"
 
 
 def main() -> int:

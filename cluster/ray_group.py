@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,13 +19,15 @@ from cluster.placement import Reservation, reserve
 from cluster.protocol import Json, OnBeat, Target, WorkerFailed, WorkerSpec
 from cluster.ray_run import CALL_TIMEOUT_S, Rank, Run, StopWish
 from cluster.topology import Request
-from cluster.worker import Worker, installed_version, this_machine
+from cluster.worker import Worker, installed_versions, this_machine
 from recipes.errors import CapacityError, Preempted
 
 if TYPE_CHECKING:
     from cluster.session import Session
 
 WORKER_START_TIMEOUT_S = 120.0
+CLOSE_TIMEOUT_S = 3.0
+"""Of workers that are refused."""
 
 
 class RayGroup:
@@ -183,8 +185,10 @@ class RayGroup:
                 Rank(actor, bundle, places[bundle], addresses[places[bundle]], info)
                 for (bundle, actor), info in zip(actors.items(), infos, strict=True)
             ]
-            _require_one_version(ranks)
+            require_one_version(installed_versions(), {rank.node: rank.info["versions"] for rank in ranks})
         except BaseException as error:
+            closing = [actor.close.remote() for actor in actors.values()]  # also removes the folders for its logs
+            ray.wait(closing, num_returns=len(closing), timeout=CLOSE_TIMEOUT_S)
             for actor in actors.values():
                 ray.kill(actor)
             if not isinstance(error, RayError):
@@ -294,11 +298,11 @@ def _share_devices(ranks: Sequence[Rank]) -> None:
     ray.get(calls, timeout=CALL_TIMEOUT_S)
 
 
-def _require_one_version(ranks: Sequence[Rank]) -> None:
-    ours = installed_version()
-    for rank in ranks:
-        if rank.info["version"] != ours:
-            theirs = rank.info["version"]
-            raise CapacityError(
-                f"node {rank.node} has trainwright {theirs}, the driver {ours}: install the same on every node"
-            )
+def require_one_version(ours: Mapping[str, str], by_node: Mapping[str, Mapping[str, str]]) -> None:
+    """Raises `CapacityError` that names the first node with another version of what ranks compute by."""
+    for node, theirs in by_node.items():
+        other = [
+            f"{name} {theirs.get(name)} (the driver: {ours[name]})" for name in ours if theirs.get(name) != ours[name]
+        ]
+        if other:
+            raise CapacityError(f"node {node} has {', '.join(other)}: install the same on every node")

@@ -26,6 +26,7 @@ from cluster.rank_process import ForkServer, ForkServerProcess, RankProcess, ran
 from cluster.supervise import RankEnd
 
 LOG_CHUNK_BYTES = 1 << 20
+PACKAGES = ("trainwright", "ray", "torch", "deepspeed", "transformers", "peft")
 # Below the range from which Linux takes outgoing ports, so that nobody is given the port between choice and use.
 QUIET_PORTS = range(20_000, 30_000)
 
@@ -64,8 +65,7 @@ class Worker:
             "machine": this_machine(),
             "interface": interface_of(node_address),
             "gpus": [part for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part],
-            "version": installed_version(),
-            "python": sys.version.split()[0],
+            "versions": installed_versions(),
         }
 
     def free_port(self) -> int:
@@ -191,9 +191,12 @@ def interface_of(address: str) -> str:
     return ""
 
 
-def installed_version() -> str:
-    """Version of this package; a source tree that was never installed says so."""
-    try:
-        return version("trainwright")
-    except PackageNotFoundError:
-        return "not installed"
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of the packages by which ranks compute; a package that is not there says so."""
+    found = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found

@@ -58,7 +58,7 @@ class Client:
         def reached() -> int:
             return max((entry.get("step") or 0 for entry in self.events(run, "progress")), default=0)
 
-        wait(lambda: reached() >= step, f"step {step} of {run}")
+        wait(lambda: reached() >= step, f"step {step} of {run}", 300)
 
     def wait_for_end(self, run: str, times: int = 1) -> str:
         """Wait until the run has ended that often; returns its state."""

@@ -85,7 +85,7 @@ _SECTIONS = (
         ),
     ),
     ("Environments", _members(Environment)),
-    ("Evaluation", ("Sampling", "Bound", *_members(AnyBenchmark))),
+    ("Evaluation", ("Sampling", "Bound", "PairChoice", *_members(AnyBenchmark))),
     ("Cluster", ("Cluster",)),
 )
 

@@ -8,11 +8,13 @@ const make = (name, className, text) => {
   if (text !== undefined) made.textContent = text;
   return made;
 };
+const ENDED = { stop: "ended", length: "stopped at the length limit", turns: "stopped after its last turn" };
+const ended = (sample) => ENDED[sample.stop] ?? sample.stop;
 const fixed = (value) => (Number.isInteger(value) ? String(value) : value.toFixed(3));
 
 const rewards = [...new Set(data.samples.flatMap((sample) => Object.keys(sample.rewards)))];
 const sum = `${data.value}, sum`;
-const MEASURES = { ...Object.fromEntries(rewards.map((name) => [name, (s) => s.rewards[name] ?? 0])), [sum]: (s) => s.sum, length: (s) => s.length };
+const MEASURES = { ...Object.fromEntries(rewards.map((name) => [name, (s) => s.rewards[name] ?? 0])), [sum]: (s) => s.sum, "length in tokens": (s) => s.length };
 for (const sample of data.samples) {
   sample.text = sample.tokens.map((token) => token[0]).join("");
   sample.found = `${data.prompts[sample.prompt]}\n${sample.text}`.toLowerCase();
@@ -30,7 +32,7 @@ function options(select, values, first) {
 options($("iteration"), data.iterations, "all");
 options($("sort"), ["iteration", ...Object.keys(MEASURES)]);
 options($("term"), Object.keys(MEASURES));
-options($("stop"), [...new Set(data.samples.map((sample) => sample.stop))], "anything");
+options($("stop"), [...new Set(data.samples.map(ended))], "any");
 $("order").value = "1";
 $("facts").textContent = `${data.samples.length} samples of ${data.iterations.length} iterations` +
   (data.kept > data.iterations.length ? `, evenly of ${data.kept} that are kept` : "");
@@ -60,15 +62,58 @@ function means(samples) {
   return folded;
 }
 
+// A pair that a person labels: the better and the worse answer of a group, by its key.
+const labelled = new Map();
+const groupOf = (sample) => `${sample.iteration} ${sample.prompt}`;
+const pairs = () => [...labelled.values()].filter((pair) => pair.chosen && pair.rejected);
+
+function marks(sample) {
+  const row = make("div", "marks");
+  for (const [side, name] of [["chosen", "better"], ["rejected", "worse"]]) {
+    const button = make("button", side, name);
+    button.type = "button";
+    button.ariaPressed = String(labelled.get(groupOf(sample))?.[side] === sample);
+    button.addEventListener("click", () => {
+      const pair = labelled.get(groupOf(sample)) ?? {};
+      const was = pair[side] === sample;
+      for (const each of Object.keys(pair)) if (pair[each] === sample) delete pair[each];
+      if (!was) pair[side] = sample;
+      labelled.set(groupOf(sample), pair);
+      for (const each of row.closest(".members").querySelectorAll(".marks")) each.replaceWith(marks(each.sample));
+      $("save").hidden = pairs().length === 0;
+      $("save").textContent = `save labelled pairs (${pairs().length})`;
+    });
+    row.append(button);
+  }
+  row.sample = sample;
+  return row;
+}
+
+function lines() {
+  const annotator = $("annotator").value.trim() || "annotator";
+  const line = ({ chosen, rejected }) => JSON.stringify({ ...data.asked[chosen.prompt], chosen: chosen.answer, rejected: rejected.answer, annotator });
+  return pairs().filter(({ chosen, rejected }) => chosen.answer !== rejected.answer).map((pair) => `${line(pair)}\n`).join("");
+}
+
+$("labelling").hidden = !data.asked;
+$("save").addEventListener("click", () => {
+  const link = make("a");
+  link.href = URL.createObjectURL(new Blob([lines()], { type: "application/x-ndjson" }));
+  link.download = "labelled.jsonl";
+  link.click();
+  URL.revokeObjectURL(link.href);
+});
+
 function member(sample) {
   const card = make("div", "member");
   const terms = make("div", "terms");
+  terms.append(make("span", "", `${sample.length} tokens, ${ended(sample)}`));
   for (const [name, measure] of Object.entries(MEASURES)) {
+    if (name === "length in tokens") continue;
     const term = make("span", "", `${name} `);
     term.append(make("b", "", fixed(measure(sample))));
     terms.append(term);
   }
-  terms.append(make("span", "", sample.stop === "stop" ? "ended" : sample.stop));
   const written = make("div", "written");
   for (const [text, value] of sample.tokens) {
     const token = make("span", value === undefined ? "seen" : "", text);
@@ -79,6 +124,7 @@ function member(sample) {
     written.append(token);
   }
   card.append(terms, written);
+  if (data.asked) card.append(marks(sample));
   return card;
 }
 
@@ -115,7 +161,7 @@ function update() {
   const [measure, side] = [MEASURES[$("term").value], Number($("bound").value)];
   const kept = data.samples.filter((sample) =>
     (iteration === "all" || sample.iteration === Number(iteration)) &&
-    (stop === "anything" || sample.stop === stop) &&
+    (stop === "any" || ended(sample) === stop) &&
     (limit === "" || side * (measure(sample) - Number(limit)) >= 0) &&
     sample.found.includes(words));
   const groups = new Map();

@@ -12,6 +12,7 @@ from launch.runs.stop import StopSignal
 from recipes.errors import Preempted, TrainwrightError
 from recipes.stages.answers import Labelling
 from rlhf.feedback.judgements import PreferenceSet, preference_set
+from rlhf.feedback.labelled import LABELLED_FILE, labelled_of, with_labelled
 from trainers.store.manifest import FileEntry, files_digest
 
 POLL_S = 1.0
@@ -30,7 +31,10 @@ def label_pairs(
     assert found is not None, f"the pairs of {desk.stage} were just written"
     board = Board(desk, asked.annotators, twice=asked.twice, labels=asked.labels)
     _wait(asked, desk, board, events, stop)
-    made = preference_set(desk.pairs, board.judgements(), asked=board.wanted, min_kappa=asked.min_kappa)
+    entry = found["result"]["candidate"]["files"].get(LABELLED_FILE)
+    judged = [] if entry is None else labelled_of(desk.store.objects.get_bytes(entry["sha256"]))
+    pairs, judgements = with_labelled(desk.pairs, board.judgements(), judged)
+    made = preference_set(pairs, judgements, asked=board.wanted, min_kappa=asked.min_kappa)
     return {**found["result"], "candidate": _completed(desk, found["result"]["candidate"], made)}
 
 

@@ -10,7 +10,7 @@ from pydantic import StringConstraints, model_validator
 from recipes.artifact_kinds import OutputKind
 from recipes.data.text import Source
 from recipes.errors import FieldFinding, Finding, at
-from recipes.fields import meaning, placement, raise_all
+from recipes.fields import Strict, added_meaning, meaning, placement, raise_all
 from recipes.models.base import TextFamily
 from recipes.models.type_table import Capability
 from recipes.problem_codes import Code
@@ -46,8 +46,23 @@ ANNOTATOR = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 Annotator = Annotated[str, StringConstraints(pattern=ANNOTATOR)]
 PAGE_PACKAGES = ("starlette", "uvicorn")
 """Packages that serve the page."""
+LABELLED = ("chosen", "rejected", "annotator")
+"""Columns of a pair that is judged already, next to its prompt."""
 ANSWERS = 2
 """Of each prompt."""
+
+
+class PairChoice(Strict):
+    """Which of the pairs are judged: those from which most is learnt."""
+
+    by: Literal["margin", "disagreement"] = meaning(
+        description="margin: those whose scores differ least; disagreement: those on which two terms of `rewards` "
+        "differ most about which answer is better, each in deviations of its own differences.",
+    )
+    pairs: int = meaning(ge=1, le=10**6, description="How many are judged; the others are left out.")
+    between: list[TermName] = meaning(
+        default_factory=list, max_length=2, description="by: disagreement: the names of the two terms."
+    )
 
 
 class Feedback(TextStage):
@@ -78,6 +93,14 @@ class Feedback(TextStage):
     )
     margin: float = meaning(
         0.0, ge=0, le=10**6, description="judge: reward, rule: scores that differ by no more than this are a tie."
+    )
+    choose: PairChoice | None = added_meaning(
+        None, description="Judge only some of the pairs, chosen by `rewards`; null: all."
+    )
+    labelled: Source | None = added_meaning(
+        None,
+        description="Pairs that are judged already, as the page of `trainwright rollouts` saves them: rows with "
+        "`prompt`, `chosen`, `rejected`, `annotator`. They join the set of preferences.",
     )
     labels: int | None = meaning(
         None,
@@ -124,6 +147,7 @@ class Feedback(TextStage):
         if self.judge == "rule" and models:
             message = f"judge: rule works without reward models, and rewards.{next(iter(models))} is one"
             yield Finding(Code.CONFLICTING_KEYS, message, "judge: reward")
+        yield from self._choice_misfits()
         only_people = () if self.judge == "people" else ("labels", "twice", "min_kappa", "annotators", "host", "port")
         for key in (*only_people, *(("margin",) if self.judge == "people" else ())):
             if getattr(self, key) != type(self).model_fields[key].get_default(call_default_factory=True):
@@ -131,6 +155,25 @@ class Feedback(TextStage):
         repeated = sorted({name for name in self.annotators if self.annotators.count(name) > 1})
         if repeated:
             yield Finding(Code.DUPLICATE_ITEM, f"annotator {repeated[0]!r} is listed twice")
+
+    def _choice_misfits(self) -> Iterator[Finding]:
+        if (choice := self.choose) is None:
+            return
+        if not self.rewards:
+            yield Finding(Code.MISSING_KEY, "choose needs `rewards`, by which pairs are chosen")
+        if choice.pairs > self.num_prompts:
+            message = f"choose.pairs ({choice.pairs}) is more than num_prompts ({self.num_prompts})"
+            yield Finding(Code.OUT_OF_RANGE, message)
+        if choice.by == "margin" and choice.between:
+            yield Finding(Code.NO_EFFECT, "choose.between has no effect with by: margin", "remove the key")
+        elif choice.by == "disagreement" and (len(set(choice.between)) != 2 or set(choice.between) - set(self.rewards)):
+            message = f"choose.between ({choice.between}) must name two terms of rewards ({list(self.rewards)})"
+            yield Finding(Code.UNKNOWN_CHOICE, message)
+
+    @property
+    def most_pairs(self) -> int:
+        """As many pairs are judged at most."""
+        return self.num_prompts if self.choose is None else self.choose.pairs
 
     @property
     def labelling(self) -> Labelling | None:
@@ -146,7 +189,10 @@ class Feedback(TextStage):
         return {"preferences": "preferences"}
 
     def sources(self) -> list[SourceUse]:
-        return [replace(held_out_use("prompts", self.prompts, "prompts"), carried=carried_columns(self.rewards))]
+        uses = [replace(held_out_use("prompts", self.prompts, "prompts"), carried=carried_columns(self.rewards))]
+        if self.labelled is not None:
+            uses.append(replace(held_out_use("labelled", self.labelled, "prompts"), carried=LABELLED))
+        return uses
 
     @property
     def terms(self) -> Mapping[str, Term]:
@@ -173,9 +219,9 @@ class Feedback(TextStage):
     def rules(self) -> Iterator[FieldFinding]:
         yield from super().rules()
         yield from reward_rules(self.rewards)
-        most = self.num_prompts * (1 if len(self.annotators) == 1 else ANSWERS)
+        most = self.most_pairs * (1 if len(self.annotators) == 1 else ANSWERS)
         if self.labels is not None and self.labels > most:
-            message = f"there are at most {most} judgements of {self.num_prompts} pairs"
+            message = f"there are at most {most} judgements of {self.most_pairs} pairs"
             yield at(
                 "labels", self.labels, Code.OUT_OF_RANGE, message, "more num_prompts or annotators, or fewer labels"
             )
@@ -196,7 +242,9 @@ class Feedback(TextStage):
 
     def shrunk(self, *, is_built_here: bool) -> Self:
         most = min(self.num_prompts, 4 * EVALUATION_PROMPTS)  # so that some of its pairs are held out
+        choice = self.choose
         return self.changed(
+            choose=None if choice is None else choice.changed(pairs=min(choice.pairs, most)),
             prompts=self.prompts.limited(ROWS),
             num_prompts=most,
             labels=None if self.labelling is None else min(self.labels or most, EVALUATION_PROMPTS),

@@ -13,7 +13,7 @@ from rlhf.text.policy import response_logprobs
 from rlhf.text.samples import Sample, collate, unpack
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.evaluation.suite import open_measured
-from trainers.training.context import StageContext, model_folder
+from trainers.training.context import StageContext, model_folder, open_dataset, text_request
 
 WINDOW = 4
 """Tokens before one that decide how it is written."""
@@ -30,7 +30,8 @@ def chosen_iterations(there: Sequence[int], samples: int, most: int) -> list[int
 
 
 def read_rollouts(spec: RlText, context: StageContext, most: int, *, log_ratios: bool) -> dict[str, Any]:
-    """Return the stage's kept samples for a page: `prompts`, and `samples`, each with tokens and a value at each.
+    """Return the stage's kept samples for a page: `prompts` as tokens, `asked`, the same as their source has them, and
+    `samples`, each with tokens and a value at each. Of conversations with an environment there is no `asked`.
 
     A value is the log-ratio of an action, the sampler's log-probability less that of the policy's start; without
     `log_ratios`, for which the start reads every sample, the sampler's log-probability.
@@ -41,6 +42,7 @@ def read_rollouts(spec: RlText, context: StageContext, most: int, *, log_ratios:
     tokenization = load_tokenization(model_folder(context, "actor"))
     start = open_measured(spec, context, "actor", "language_model") if log_ratios else None
     prompts: dict[str, int] = {}
+    first_rows: list[int] = []
     shown: list[dict[str, Any]] = []
     iterations = chosen_iterations(there, len(_kept(context, there[0])), most)
     for iteration in iterations:
@@ -53,8 +55,20 @@ def read_rollouts(spec: RlText, context: StageContext, most: int, *, log_ratios:
             first = int(sample.actions.argmax())
             prompt = tokenization.decode(sample.tokens[:first], skip_special=False)
             place = prompts.setdefault(prompt, len(prompts))
+            if place == len(first_rows):
+                first_rows.append(sample.row)
             shown.append(_line(iteration, place, sample, values_A, tokenization, first))
-    return {"prompts": list(prompts), "iterations": iterations, "kept": len(there), "samples": shown}
+    asked = None if spec.environment is not None else _asked(spec, context, tokenization, first_rows)
+    return {"prompts": list(prompts), "asked": asked, "iterations": iterations, "kept": len(there), "samples": shown}
+
+
+def _asked(
+    spec: RlText, context: StageContext, tokenization: Tokenization, rows: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The prompts of rows as their source has them: what a labelled pair names."""
+    source, length = spec.get_source("prompts"), spec.rollout.max_prompt_tokens
+    records = open_dataset(context, text_request(context, source, tokenization, length, spec.template)).records
+    return [{"prompt": records[row]["prompt"], "source": records[row]["id"]} for row in rows]
 
 
 def _kept(context: StageContext, iteration: int) -> list[Sample]:
@@ -91,6 +105,7 @@ def _line(
     return {
         "iteration": iteration, "prompt": prompt, "draw": sample.occurrence, "stop": sample.stop_reason,
         "rewards": rewards, "sum": total, "length": len(values_A), "tokens": tokens,
+        "answer": sample.text,
     }  # fmt: skip
 
 

@@ -8,7 +8,9 @@ import torch
 
 from recipes.errors import RequestError
 from recipes.stages.feedback import ANSWERS, Feedback
+from rlhf.feedback.choice import chosen_pairs
 from rlhf.feedback.judgements import Pair, PreferenceSet, as_lines, judged_by_score, preference_set
+from rlhf.feedback.labelled import LABELLED_FILE, Labelled, labelled_lines, labelled_pair, with_labelled
 from rlhf.text.answers import FORWARD_BATCH, draw_samples, shared_prompts
 from rlhf.text.judge_model import open_judges
 from rlhf.text.jury import Jury, jury_of
@@ -43,21 +45,38 @@ def run_feedback(spec: Feedback, context: StageContext) -> Candidate | None:
         raise RequestError(
             f"prompts: both answers to each of {len(rows)} prompts are the same; raise sampling.temperature"
         )
+    made_of = {} if spec.choose is None else {"pairs_made": len(pairs)}
+    if spec.choose is not None:
+        pairs = chosen_pairs(pairs, spec.choose)
+    judged = _labelled(spec, context, tokenization)
     context.observer.phase("write")
     if context.ranks.rank != 0:
         return None
     if spec.labelling is not None:
-        made = PreferenceSet({"pairs.jsonl": as_lines(asdict(pair) for pair in pairs)}, {}, ())
+        files = {"pairs.jsonl": as_lines(asdict(pair) for pair in pairs)}
+        if judged:
+            files[LABELLED_FILE] = labelled_lines(judged)
+        made = PreferenceSet(files, {}, ())
     else:
-        made = preference_set(pairs, judged_by_score(pairs, spec.judge, spec.margin))
+        scored = judged_by_score(pairs, spec.judge, spec.margin)
+        made = preference_set(*with_labelled(pairs, scored, judged))
     return Candidate(
         kind="preferences",
         files={name: context.store.objects.put_chunks([data]) for name, data in made.files.items()},
         checks=(),
         outcome={"state": "completed", "rule": None, "steps_done": 0, "steps_planned": 0},
-        metrics={**made.metrics, "equal_answers": equal},
+        metrics={**made.metrics, "equal_answers": equal, **made_of},
         gate_reasons=made.reasons,
     )
+
+
+def _labelled(spec: Feedback, context: StageContext, tokenization: Tokenization) -> list[Labelled]:
+    """Pairs that were judged before; collective."""
+    source = spec.find_source("labelled")
+    if source is None:
+        return []
+    request = text_request(context, source, tokenization, spec.sampling.max_prompt_tokens, spec.template)
+    return [labelled_pair(record) for record in open_dataset(context, request).records]
 
 
 def _pairs(

@@ -1,5 +1,6 @@
 """The rollout browser in a real Chromium: searched, sorted, filtered, and nothing of the data is run."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ def sample(iteration: int, prompt: int, draw: int, right: float, text: str) -> d
     return {
         "iteration": iteration, "prompt": prompt, "draw": draw, "stop": "stop" if right else "length",
         "rewards": {"right": right, "short": 1 / len(text)}, "sum": total, "length": len(tokens) - 1, "tokens": tokens,
+        "answer": text,
     }  # fmt: skip
 
 
@@ -34,7 +36,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         for prompt in (0, 1)
         for draw in (0, 1)
     ]
-    found = {"prompts": [f"first {EVIL}", "second"], "iterations": [0, 7], "kept": 8, "samples": samples}
+    asked = [{"prompt": text, "source": f"rows.jsonl:{row}"} for row, text in enumerate(("one", "two"))]
+    found = {
+        "prompts": [f"first {EVIL}", "second"],
+        "asked": asked,
+        "iterations": [0, 7],
+        "kept": 8,
+        "samples": samples,
+    }
     path.write_text(rollouts_page(f"run / policy {EVIL}", found, "log-ratio"), encoding="utf-8")
     with browsers(1) as (browser,):
         browser.open(path.as_uri())
@@ -56,7 +65,7 @@ def test_groups_are_searched_sorted_and_filtered(page: Browser) -> None:
     assert groups(page, search="SECOND", iteration="7") == [["710", "711"]]
     assert groups(page, search="answer 701") == [["701"]]
     assert groups(page, term="right", limit="0.5") == [["711"]]
-    assert groups(page, stop="stop") == [["711"]]
+    assert groups(page, stop="ended") == [["711"]]
     assert groups(page, sort="right", of="spread", order="-1")[0] == ["710", "711"]
 
 
@@ -70,3 +79,20 @@ def test_nothing_of_the_data_is_run_and_tokens_are_shaded(page: Browser) -> None
     assert shades[0].startswith("rgba(217")
     assert shades[1].startswith("rgba(47")
     assert page.run("return document.querySelector('.seen').style.background") == ""
+
+
+def test_a_pair_is_labelled_and_saved_as_a_feedback_stage_reads_it(page: Browser) -> None:
+    assert groups(page, iteration="7") == [["700", "701"], ["710", "711"]]
+    assert "tokens, stopped at the length limit" in page.text(".member")
+    page.run("document.querySelectorAll('.members')[1].querySelectorAll('.chosen')[1].click()")
+    assert page.run("return document.getElementById('save').hidden")
+    page.run("document.querySelectorAll('.members')[1].querySelectorAll('.rejected')[0].click()")
+    page.run("document.getElementById('annotator').value = 'ann'")
+    assert not page.run("return document.getElementById('save').hidden")
+    (line,) = page.run("return lines()").splitlines()
+    assert json.loads(line) == {
+        "prompt": "two", "source": "rows.jsonl:1", "annotator": "ann",
+        "chosen": f"answer 711 {EVIL}", "rejected": f"answer 710 {EVIL}",
+    }  # fmt: skip
+    page.run("document.querySelectorAll('.members')[1].querySelectorAll('.rejected')[0].click()")
+    assert page.run("return lines()") == ""

@@ -10,7 +10,8 @@ from recipes.stages.feedback import Feedback
 from recipes.stages.preference import Preference
 from rlhf.text.pairs import run_feedback
 from rlhf.text.preference_stage import run_preference
-from tests.integration.rlhf.workshop import PLAIN, Workshop, open_workshop
+from rlhf.text.reward_stage import run_reward
+from tests.integration.rlhf.workshop import PLAIN, Workshop, open_workshop, reward_spec
 from trainers.training.context import Candidate
 
 
@@ -19,7 +20,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return open_workshop(tmp_path_factory.mktemp("workshop"), width=16)
 
 
-def judge(workshop: Workshop, stage: str, **changes: Any) -> Candidate:
+def judge(workshop: Workshop, stage: str, inputs: dict[str, str] | None = None, **changes: Any) -> Candidate:
     spec = Feedback.model_validate(
         {
             "kind": "feedback",
@@ -31,7 +32,7 @@ def judge(workshop: Workshop, stage: str, **changes: Any) -> Candidate:
             **changes,
         }
     )
-    found = run_feedback(spec, workshop.context(stage, {"of": "chat"}))
+    found = run_feedback(spec, workshop.context(stage, {"of": "chat", **(inputs or {})}))
     assert found is not None
     return found
 
@@ -80,3 +81,33 @@ def test_equal_seeds_give_equal_pairs_and_people_get_these_alone(workshop: Works
     one, other = (judge(workshop, "asked") for _ in range(2))
     assert one.files == other.files
     assert set(one.files) == {"pairs.jsonl"}
+
+
+def test_a_reward_model_judges_the_pairs_that_its_score_and_a_rule_differ_on(workshop: Workshop) -> None:
+    given = {"init_from": "chat"}
+    workshop.keep("scorer", run_reward(reward_spec(False), workshop.context("scorer", given)), given)
+    rewards = {
+        "model": {"model": "scorer"},
+        "short": {"rule": "length", "unit": "characters", "max": 0, "slack": 1000, "weight": 0},
+    }
+    written = {"prompt": "asked before", "chosen": "good", "rejected": "bad", "annotator": "ann"}
+    (workshop.folder / "labelled.jsonl").write_text(json.dumps(written) + "\n")
+    inputs = {"rewards.model.model": "scorer"}
+    settings: dict[str, Any] = {"judge": "reward", "rewards": rewards, "template": "none"}
+    whole = judge(workshop, "whole", inputs, **settings)
+    some = judge(
+        workshop, "some", inputs, **settings,
+        choose={"by": "disagreement", "pairs": 8, "between": ["model", "short"]},
+        labelled={"source": "jsonl", "files": ["labelled.jsonl"]},
+    )  # fmt: skip
+    rows = {row["pair"]: row for row in lines(workshop, whole, "preferences.jsonl")}
+    for pair in lines(workshop, whole, "pairs.jsonl"):
+        gain = pair["rewards"][0]["score"] - pair["rewards"][1]["score"]
+        assert (rows[pair["id"]]["chosen"] == pair["answers"][0]) == (gain > 0) if gain else pair["id"] not in rows
+    assert "pairs_made" not in whole.metrics
+    assert some.metrics["pairs_made"] == whole.metrics["pairs"]
+    chosen = lines(workshop, some, "preferences.jsonl")
+    mine = [row for row in chosen if row["annotators"] == ["ann"]]
+    assert [(row["prompt"], row["chosen"], row["rejected"]) for row in mine] == [("asked before", "good", "bad")]
+    assert some.metrics["pairs"] == 8 + 1
+    assert {row["pair"] for row in chosen} - {mine[0]["pair"]} <= set(rows)

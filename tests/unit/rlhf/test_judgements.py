@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from recipes.errors import RequestError
+from recipes.stages.feedback import PairChoice
+from rlhf.feedback.choice import chosen_pairs
 from rlhf.feedback.judgements import (
     Judgement,
     Pair,
@@ -15,6 +18,7 @@ from rlhf.feedback.judgements import (
     preference_set,
     standing,
 )
+from rlhf.feedback.labelled import labelled_lines, labelled_of, labelled_pair, with_labelled
 
 
 def pairs_of(count: int) -> list[Pair]:
@@ -111,3 +115,33 @@ def test_gates(verdicts: list[Verdict], asked: int, min_kappa: float | None, rea
     if verdicts == ["tie", "skip"]:
         said = judged(pairs, ("bob", verdicts))
     assert len(preference_set(pairs, said, asked=asked, min_kappa=min_kappa).reasons) == reasons
+
+
+def scored(*gains: tuple[float, float]) -> list[Pair]:
+    """Pairs by what two terms give the first answer more than the second; the score is the first term."""
+    nothing = {"a": 0.0, "b": 0.0, "score": 0.0}
+    return [
+        Pair.of(f"q{n}", ["x", "y"], rewards=[{"a": a, "b": b, "score": a}, nothing]) for n, (a, b) in enumerate(gains)
+    ]
+
+
+def test_pairs_are_chosen_by_the_smallest_margin_or_the_largest_disagreement() -> None:
+    pairs = scored((3.0, 30.0), (-0.1, 10.0), (2.0, -20.0), (0.2, 1.0))
+    assert chosen_pairs(pairs, PairChoice(by="margin", pairs=2)) == [pairs[1], pairs[3]]
+    # Roots of the mean squares: 1.806 and 18.71, so 0.058, 0.590, 2.177 and 0.057 apart.
+    by_terms = PairChoice(by="disagreement", pairs=2, between=["a", "b"])
+    assert chosen_pairs(pairs, by_terms) == [pairs[1], pairs[2]]
+    assert chosen_pairs(scored((1.0, 0.0)), by_terms) == scored((1.0, 0.0))
+
+
+def test_pairs_that_were_judged_before_join_the_set() -> None:
+    pairs = pairs_of(2)
+    columns = {"chosen": "one 1", "rejected": "other 1", "annotator": "bob"}
+    known = labelled_of(labelled_lines([labelled_pair({"id": "r:1", "prompt": "question 1", "columns": columns})]))
+    made = with_labelled(pairs, judged(pairs, ("ann", ["first", "first"])), known)
+    assert {prompt: row["annotators"] for prompt, row in rows(*made).items()} == {
+        "question 0": ["ann"],
+        "question 1": ["ann", "bob"],
+    }
+    with pytest.raises(RequestError, match=r"r:2.*rejected"):
+        labelled_pair({"id": "r:2", "prompt": "q", "columns": {**columns, "rejected": None}})

@@ -165,7 +165,8 @@ class Context:
 class LogFile(io.RawIOBase):
     """The log behind standard output; it often shares a disk with the store.
 
-    A line that finds no room is lost: the training that prints it waits for room, and shall not end of its own words.
+    A line that finds no room is lost: the training that prints it waits for room, and a full disk must not make a
+    print() end it.
     """
 
     def writable(self) -> bool:

@@ -14,7 +14,7 @@ from recipes.models.architecture import MODEL_TYPES
 from recipes.models.base import TextFamily
 from recipes.models.folder_classes import find_class
 from recipes.models.folders import config_positions
-from recipes.models.model_kinds import MODEL_KINDS, ModelKind
+from recipes.models.model_kinds import MODEL_KINDS, KindFacts, ModelKind
 from recipes.stages.answers import TextFacts
 from recipes.stages.lora import CLASSIFIER_HEAD, NEW_HEADS
 from trainers.models.families import runtime_of
@@ -57,13 +57,7 @@ def load_model(
     model_class = stock_class(model_type, kind)
     config = model_class.config_class.from_pretrained(folder, local_files_only=True)
     facts = MODEL_KINDS[kind]
-    if facts.has_score:
-        config.num_labels = 1
-    if classes:
-        config.id2label = dict(enumerate(classes))
-        config.label2id = {name: number for number, name in enumerate(classes)}
-    if facts.scores_tokens:
-        config.classifier_dropout = 0.0
+    _set_head(config, facts, classes)
     if dropout is not None:
         _set_dropout(config, dropout)
     _quieten()
@@ -101,6 +95,17 @@ def _note_untied(model: Any) -> None:
     head = model.get_output_embeddings()
     if head is not None and head.weight is not model.get_input_embeddings().weight:
         model.config.tie_word_embeddings = False
+
+
+def _set_head(config: Any, facts: KindFacts, classes: Sequence[str]) -> None:
+    """Set what a configuration says of the head of a kind of model."""
+    if facts.has_score:
+        config.num_labels = 1
+    if classes:
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: number for number, name in enumerate(classes)}
+    if facts.scores_tokens:
+        config.classifier_dropout = 0.0
 
 
 def _set_dropout(config: Any, dropout: float) -> None:

@@ -93,7 +93,7 @@ class DiscriminatorPhase(nn.Module):
         self.settings = family.settings
 
     def forward(self, images_BCHW: Tensor, labels_B: Tensor, noise_seeds_B: Tensor, step: int) -> dict[str, Tensor]:
-        """Return `loss`, the scores of both kinds, and the share that is told right; penalties in training alone."""
+        """Return `loss`, the scores of both kinds, and the discriminator's accuracy; penalties in training alone."""
         settings = self.settings
         labels = labels_B if settings.class_conditional else None
         real = 2 * images_BCHW.float() - 1

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models
 
 from launch.cli import main as cli
+from recipes.models.model_kinds import MODEL_KINDS
 from tests.unit.launch.bench import Bench
 
 DOCS = Path(__file__).parents[3] / "docs" / "command-line.md"
@@ -123,7 +124,7 @@ def test_stores(forms: Callable[..., Any], bench: Bench) -> None:
 class Parrot:
     """Says what it was asked."""
 
-    continues = True
+    facts = MODEL_KINDS["language_model"]
 
     def __init__(self, folder: Path) -> None:
         assert (folder / "config.json").is_file()

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,14 +212,16 @@ def test_a_run_is_stopped_resumed_with_fewer_workers_and_makes_the_same_of_ones_
     wait_for_workers(shell, run, 2)
     assert wait_for_end(shell, run)["state"] == "completed", shell("logs", run).out
     away.rename(own.parent)
-    submitted = shell("submit", str(own), "--address", raylets.job_server)
-    assert submitted.code == 0, submitted.err
-    assert f"3 data files (0.0 MiB) found on {NUM_NODES} nodes" in submitted.err
-    again = wait_for_end(shell, submitted.out.strip())
+    here = Shell(tmp_path, tmp_path / "here")
+    with ThreadPoolExecutor(1) as beside:
+        run_here = beside.submit(here, "run", str(own))
+        submitted = shell("submit", str(own), "--address", raylets.job_server)
+        assert submitted.code == 0, submitted.err
+        assert f"3 data files (0.0 MiB) found on {NUM_NODES} nodes" in submitted.err
+        again = wait_for_end(shell, submitted.out.strip())
+        done = run_here.result()
     assert [stage["state"] for stage in again["stages"]] == ["cached", "cached"]
     assert again["state"] == "completed"
-    here = Shell(tmp_path, tmp_path / "here")
-    done = here("run", str(own))
     assert done.code == 0, done.out + done.err
     assert digests(here) == digests(shell)
 

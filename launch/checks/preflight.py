@@ -13,7 +13,9 @@ from recipes.problem_codes import Code
 from recipes.rules.static import static_warnings
 
 if TYPE_CHECKING:
+    from launch.capacity.workers import Workers
     from launch.checks.row_check import StageRow
+    from recipes.planning.plan import Plan
     from trainers.store.store import Store
 
 
@@ -123,25 +125,27 @@ def environment_problems(
             check_disk(plan, opened)
     except CapacityError as error:
         note(Code.STORE_TOO_SMALL, "--store", opened.uri, error)
-        return CheckResult(problems, _worst(exit_codes))
     except StoreDamaged as error:
         note(Code.STORE_DAMAGED, "--store", opened.uri, error)
-        return CheckResult(problems, _worst(exit_codes))
     except (RecipeError, RequestError) as error:
         note(Code.INPUT_NOT_FOUND, "stages", opened.uri, error)
-        return CheckResult(problems, _worst(exit_codes))
-    try:
-        check_memory(resolved, plan, workers, nodes)
-    except CapacityError as error:
-        note(Code.MEMORY_TOO_SMALL, "cluster.workers", str(workers.num_workers), error)
-        return CheckResult(problems, _worst(exit_codes))
+    else:
+        try:
+            check_memory(resolved, plan, workers, nodes)
+        except CapacityError as error:
+            note(Code.MEMORY_TOO_SMALL, "cluster.workers", str(workers.num_workers), error)
+        else:
+            return CheckResult([], 0, _fits(plan, workers))
+    return CheckResult(problems, _worst(exit_codes))
+
+
+def _fits(plan: "Plan", workers: "Workers") -> str:
     computed = sum(not stage.cached for stage in plan.stages)
     kind = "GPU" if workers.gpus_per_worker else "CPU"
-    summary = (
+    return (
         f"no problems found, and it fits: {computed} of {len(plan.stages)} stages to compute "
         f"on {workers.num_workers} {kind} worker{'s' if workers.num_workers > 1 else ''}"
     )
-    return CheckResult([], 0, summary)
 
 
 def _worst(exit_codes: Sequence[int]) -> int:

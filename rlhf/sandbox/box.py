@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from rlhf.sandbox import kernel
@@ -80,7 +81,10 @@ def _watch(job: dict[str, Any], child: int, told: int, go: int) -> dict[str, Any
         *lines, found = found.split(b"\n")
         for message in map(json.loads, lines):
             if "entered" in message:
-                _map_users(child)
+                try:
+                    _map_users(child)
+                except OSError as error:
+                    return {"broken": str(error)}
                 os.write(go, b"1")
             elif "broken" in message:
                 return {"broken": str(message["broken"])}
@@ -114,8 +118,24 @@ def _map_users(child: int) -> None:
     """Say who the user inside is outside."""
     user, group = (NOBODY, NOBODY) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
     for name, text in (("setgroups", "deny"), ("uid_map", f"{INSIDE} {user} 1"), ("gid_map", f"{INSIDE} {group} 1")):
-        with open(f"/proc/{child}/{name}", "w") as file:
-            file.write(text)
+        _write(f"/proc/{child}/{name}", text)
+
+
+def _write(path: str, text: str) -> None:
+    """Write to a file of the kernel's; raises OSError that names it."""
+    descriptor = _named(path, os.open, path, os.O_WRONLY)
+    try:
+        _named(path, os.write, descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+
+
+def _named(what: str, call: Callable[..., Any], *arguments: Any) -> Any:
+    """Call, and say of what fails what it was."""
+    try:
+        return call(*arguments)
+    except OSError as error:
+        raise OSError(error.errno, f"{what}: {os.strerror(error.errno or 0)}") from None
 
 
 def _enter(job: dict[str, Any], mount_point: str, told: int, go: int) -> NoReturn:
@@ -125,10 +145,9 @@ def _enter(job: dict[str, Any], mount_point: str, told: int, go: int) -> NoRetur
         nothing = os.open("/dev/null", os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(nothing, descriptor)
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")  # where memory runs out, this goes first
+        _write("/proc/self/oom_score_adj", "1000")  # where memory runs out, this goes first
         if os.geteuid() == 0:
-            os.setgroups([])
+            _named("giving up root's groups", os.setgroups, [])
         kernel.landlock_version()
         kernel.unshare(kernel.NAMESPACES)
         _say(told, {"entered": True})

@@ -8,7 +8,8 @@ SAY_AFTER_S = 5.0
 """Without an answer for so long a worker is looked at more closely, and people are told; again after as long."""
 LOST_AFTER_S = 12.0
 """Without an answer for so long a node that takes no connection is lost: Ray's defaults take 65 s."""
-LONGEST_TICK_S = 1.0
+LONGEST_TICK_S = 2.0
+"""Longer than a look at those who do not answer takes; more is time in which the driver itself was stopped."""
 USUAL_STEPS = 10
 LEAST_PAUSES = 5
 STEPPING = "train"
@@ -16,7 +17,7 @@ STEPPING = "train"
 
 
 class Answers:
-    """Since when each worker owes an answer. Time that the driver itself was stopped counts as a second at most."""
+    """Since when each worker owes an answer. Time in which the driver itself was stopped hardly counts."""
 
     def __init__(self, workers: Iterable[int], at: float) -> None:
         self._at = at

@@ -13,7 +13,7 @@ def test_silence_counts_from_the_last_answer_and_not_while_the_driver_was_stoppe
     answers.tick(102.0)
     assert (answers.silent_s(0), answers.silent_s(1)) == (0.5, 2.0)
     answers.tick(702.0)
-    assert (answers.silent_s(0), answers.silent_s(1)) == (1.5, 3.0)
+    assert (answers.silent_s(0), answers.silent_s(1)) == (2.5, 4.0)
 
 
 @pytest.mark.parametrize(("step_s", "limit_s"), [(0.5, 30.0), (7.0, 70.0)])

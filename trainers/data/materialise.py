@@ -17,6 +17,7 @@ from recipes.data.text import Mix, Source
 from recipes.data.tokenizers import TrainTokenizer
 from recipes.errors import RequestError, StoreDamaged
 from recipes.planning.fingerprint import LOCATION_KEYS, left_out
+from recipes.stages.answers import ROLES
 from trainers.data.dataset import BuildReport, Chunks, Contents, DataLayout, Dataset, Fate
 from trainers.data.filters.judge import Filtering
 from trainers.data.image_text_digest import image_text_digest
@@ -84,7 +85,7 @@ class DataRequest:
 def content_digest(request: DataRequest) -> str:
     """Return the digest of the rows that a request reads, and of the image files that they name."""
     source = request.source
-    if request.layout.text is None:
+    if ROLES[request.layout.role].is_images:
         return source_digest(source, request.base_dir)
     role = cast(RowRole, request.layout.role)
     if ROW_FORMS[role].opens_images:
@@ -263,7 +264,7 @@ def _build(request: DataRequest, key: str, store: Store, on_rows: OnRows | None)
 
 def _read(request: DataRequest, store: Store, filtering: Filtering) -> Iterator[Row] | Iterator[DecodedImage]:
     source, base_dir, seed = request.source, request.base_dir, request.seed
-    if request.layout.text is None:
+    if ROLES[request.layout.role].is_images:
         return read_images(cast(ImageSource, source), base_dir, seed, held_out=request.held_out)
     text, role = cast(Source, source), cast(RowRole, request.layout.role)
     return read_rows(text, base_dir, role, seed, held_out=request.held_out, store=store, filtering=filtering)

@@ -1,8 +1,8 @@
 """Cases of a benchmark: questions with choices, questions to answer freely, pairs of sentences."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -29,6 +29,12 @@ class Cases:
     """The benchmark, which makes cases of rows."""
     carried: tuple[str, ...] = ()
     """Columns of the rows that go with the cases to what scores the answers."""
+
+    @classmethod
+    def of(cls, text: TextSettings, form: CaseForm | None, carried: tuple[str, ...]) -> Self:
+        """Return the layout of rows whose form is known; no chat template is put around a case."""
+        assert form is not None, "cases have a form"
+        return cls(replace(text, template="none"), form, carried)
 
     def identity(self) -> dict[str, Any]:
         """Tokens, and what decides the cases."""

@@ -1,7 +1,6 @@
 """Which layouts there are, and which one rows of text take."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Protocol, get_args
 
@@ -48,11 +47,10 @@ def text_layout(
 
     Columns are carried along with prompts and cases alone; `form` makes cases of rows.
     """
-    if form is not None:
-        return Cases(replace(text, template="none"), form, carried)
     by_role: dict[RowRole, Callable[[TextSettings], TextLayout]] = {
         **{packed: partial(Packed, role=packed) for packed in get_args(PackedRole)},
         **{layout.role: layout for layout in TEXT_LAYOUTS},
         Prompts.role: partial(Prompts, carried=carried),
+        Cases.role: lambda text: Cases.of(text, form, carried),
     }
     return by_role[role](text)

@@ -6,7 +6,7 @@ from statistics import median
 
 SAY_AFTER_S = 5.0
 """Without an answer for so long a worker is looked at more closely, and people are told; again after as long."""
-LOST_AFTER_S = 12.0
+LOST_AFTER_S = 11.0
 """Without an answer for so long a node that takes no connection is lost: Ray's defaults take 65 s."""
 LONGEST_TICK_S = 2.0
 """Longer than a look at those who do not answer takes; more is time in which the driver itself was stopped."""

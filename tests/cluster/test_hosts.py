@@ -147,5 +147,6 @@ def test_a_run_shrinks_when_a_host_is_lost_and_grows_back_when_it_returns(lab: L
     assert client.wait_for_end(run) == "completed"
     assert [entry["workers"] for entry in client.events(run, "stage_started")] == [3, 2, 3]
     (made,) = client.events(run, "stage_committed")
-    assert made["exactness"] == "order-exact"
-    assert made["outcome"]["samples"] == 2000 * 12
+    assert made["exactness"].startswith("order-exact")
+    assert all(change in made["exactness"] for change in ("workers: 3, then 2", "workers: 2, then 3"))
+    assert made["outcome"]["steps_done"] == 2000

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from cluster.rank_process import rank_environment
-from trainers.inference import generation
-from trainers.inference.generation import SamplingSettings, generate, prompt_bias
+from trainers.inference import continuation
+from trainers.inference.continuation import prompt_bias
+from trainers.inference.generation import SamplingSettings, generate
 from trainers.models.decoder import build_decoder
 from trainers.models.protocol import TokenizerFacts
 
@@ -97,14 +98,14 @@ def main() -> None:
     model = model.to(getattr(torch, options.dtype)).eval()
     ids, mask, uniforms = inputs(options)
     settings = SamplingSettings(options.new, 1.0, (EOS,), PAD, num_tokens=options.vocabulary)
-    cached = generation.KeyValueCache
+    cached = continuation.KeyValueCache
 
     def ours(cache: Any) -> Tensor:
-        generation.KeyValueCache = cache  # type: ignore[misc]
+        continuation.KeyValueCache = cache  # type: ignore[misc]
         try:
             return generate(model, ids, mask, settings, uniforms).tokens_BR
         finally:
-            generation.KeyValueCache = cached  # type: ignore[misc]
+            continuation.KeyValueCache = cached  # type: ignore[misc]
 
     def theirs() -> Tensor:
         keys = {"do_sample": True, "top_k": 0, "pad_token_id": PAD, "max_new_tokens": options.new}

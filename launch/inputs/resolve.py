@@ -42,30 +42,13 @@ def resolve(
     Nothing is written to the store; a run takes its inputs in by `external.take_in`. With `fetches`, which a run needs,
     hub models are downloaded whole. A plan alone does with folders that hold no more than a `config.json`.
     """
-    problems: list[Problem] = []
-    external: dict[str, dict[str, ArtifactManifest]] = {}
-    configs: dict[Reference, Mapping[str, Any]] = {}
-    found: dict[tuple[str, tuple[str, ...]], ArtifactManifest | None] = {}
-    for name, stage in loaded.recipe.stages.items():
-        for item in stage.inputs():
-            key = (item.text, item.wants)
-            try:
-                if key not in found:
-                    found[key] = find_input(*key, loaded.base_dir, store, fetches=fetches, only_plans=only_plans)
-            except (RequestError, RecipeError) as error:
-                problems.append(
-                    loaded.problem(Code.INPUT_NOT_FOUND, f"stages.{name}.{item.field_path}", item.text, str(error))
-                )
-                continue
-            artifact = found[key]
-            if artifact is None:
-                continue
-            finding = wrong_kind(*key, artifact)
-            if finding is not None:
-                problems.append(loaded.problem_from(finding, f"stages.{name}.{item.field_path}", item.text))
-            else:
-                external.setdefault(name, {})[item.field_path] = artifact
-                configs[parse_reference(item.text)] = artifact.architecture or {}
+    external, problems = _find_inputs(loaded, store, fetches=fetches, only_plans=only_plans)
+    configs: dict[Reference, Mapping[str, Any]] = {
+        parse_reference(item.text): external[name][item.field_path].architecture or {}
+        for name, stage in loaded.recipe.stages.items()
+        for item in stage.inputs()
+        if item.field_path in external.get(name, {})
+    }
     if configs:
         known = replace(loaded, configs=configs)
         found_there = [*check_static(known), *DataCheck()(known)]
@@ -96,3 +79,30 @@ def resolve(
 
     settled = settle_shards(resolved.recipe, hardware, workers.num_workers, predict)
     return replace(resolved, recipe=settled.recipe, settled_by=settled.reasons)
+
+
+def _find_inputs(
+    loaded: LoadedRecipe, store: Store, *, fetches: bool, only_plans: bool
+) -> tuple[dict[str, dict[str, ArtifactManifest]], list[Problem]]:
+    """Inputs from outside the recipe by stage and field, and what is wrong with the others."""
+    problems: list[Problem] = []
+    external: dict[str, dict[str, ArtifactManifest]] = {}
+    found: dict[tuple[str, tuple[str, ...]], ArtifactManifest | None] = {}
+    for name, stage in loaded.recipe.stages.items():
+        for item in stage.inputs():
+            key, place = (item.text, item.wants), f"stages.{name}.{item.field_path}"
+            try:
+                if key not in found:
+                    found[key] = find_input(*key, loaded.base_dir, store, fetches=fetches, only_plans=only_plans)
+            except (RequestError, RecipeError) as error:
+                problems.append(loaded.problem(Code.INPUT_NOT_FOUND, place, item.text, str(error)))
+                continue
+            artifact = found[key]
+            if artifact is None:
+                continue
+            finding = wrong_kind(*key, artifact)
+            if finding is not None:
+                problems.append(loaded.problem_from(finding, place, item.text))
+            else:
+                external.setdefault(name, {})[item.field_path] = artifact
+    return external, problems

@@ -159,8 +159,6 @@ def _note_shapes(folder: Path, weights: str, problems: list[Finding]) -> dict[st
 
 def config_positions(config: Mapping[str, Any]) -> int | None:
     """Most tokens that the model of a `config.json` is made for; None where that is not given."""
-    if config.get("model_type") == "t5":  # whose n_positions bounds nothing: its positions are relative
-        return None
     text = config.get("text_config")
     part = text if isinstance(text, dict) else config
     record = find_record(part.get("model_type"))

@@ -40,6 +40,7 @@ def learnt(tiny_ppo: Build, iterations: int = 30, **settings: Any) -> tuple[Tens
         missing_eos_penalty=0.0, entropy_coef=0.0, iterations=iterations, mini_batches=1,
     )  # fmt: skip
     ppo.models.networks["judge"] = Rewarding()
+    ppo.models.sharing -= {"judge"}  # it reads rows as they are
     nn.init.constant_(ppo.models.score_head.weight, 1 / 16)
     prompt = torch.from_numpy(ppo.source.experience.policy.sources.prompts.dataset.cut("prompt_ids", 0)).long()[None]
 

@@ -6,8 +6,9 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from trainers.inference import generation, key_values
-from trainers.inference.generation import Generation, SamplingSettings, draw, generate, length_groups
+from trainers.inference import continuation, key_values
+from trainers.inference.continuation import length_groups
+from trainers.inference.generation import Generation, SamplingSettings, draw, generate
 from trainers.inference.key_values import PreallocatedLayer
 from trainers.models.decoder import build_decoder
 from trainers.models.protocol import TokenizerFacts
@@ -180,7 +181,7 @@ def test_prompts_read_by_length_draw_what_they_draw_read_together(kind: str, mon
     prompts = [[2 + (row + position) % 48 for position in range(length)] for row, length in enumerate(lengths)]
     uniforms = np.random.default_rng(8).random((len(prompts), 12))
     together = sample(model, prompts, uniforms)
-    monkeypatch.setattr(generation, "GROUP_TOKENS", 1)
+    monkeypatch.setattr(continuation, "GROUP_TOKENS", 1)
     read: list[tuple[int, ...]] = []
     model.base_model.register_forward_pre_hook(
         lambda _module, _arguments, named: read.append(tuple(named["input_ids"].shape)), with_kwargs=True
@@ -198,7 +199,7 @@ def test_groups_of_similar_lengths_hold_every_prompt_and_enough_tokens() -> None
     groups = length_groups(mask)
     assert torch.cat([members for members, _ in groups]).sort().values.tolist() == list(range(200))
     assert all(int(lengths[members].max()) <= longest for members, longest in groups)
-    assert all(len(members) * longest >= generation.GROUP_TOKENS for members, longest in groups[:-1])
+    assert all(len(members) * longest >= continuation.GROUP_TOKENS for members, longest in groups[:-1])
     assert sum(len(members) * longest for members, longest in groups) < 0.6 * mask.numel()
     assert len(length_groups(mask[:3, -4:])) == 1
 

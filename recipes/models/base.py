@@ -242,7 +242,7 @@ class TextFamily:
 
     @property
     def reads_targets(self) -> bool:
-        """Whether a decoder of its own reads the targets."""
+        """Whether a separate decoder reads the targets."""
         return self.tuning_role == "seq2seq"
 
     @property

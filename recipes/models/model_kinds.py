@@ -38,7 +38,7 @@ class KindFacts:
     scores_tokens: bool = False
     has_classes: bool = False
     reads_targets: bool = False
-    """Whether a decoder of its own reads the targets."""
+    """Whether a separate decoder reads the targets."""
     reads_images: bool = False
 
     @property

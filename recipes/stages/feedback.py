@@ -57,7 +57,7 @@ class PairChoice(Strict):
 
     by: Literal["margin", "disagreement"] = meaning(
         description="margin: those whose scores differ least; disagreement: those on which two terms of `rewards` "
-        "differ most about which answer is better, each in deviations of its own differences.",
+        "differ most about which answer is better, each divided by the root mean square of its differences.",
     )
     pairs: int = meaning(ge=1, le=10**6, description="How many are judged; the others are left out.")
     between: list[TermName] = meaning(

@@ -104,7 +104,7 @@ def _described_kind(name: str, row: dict[str, Any]) -> Iterator[tuple[str, dict[
 
 @dataclass(frozen=True, slots=True)
 class _Set:
-    """A set of python-docs, and how rows of a role are made of its own."""
+    """A set of python-docs, and how its rows become rows of a role."""
 
     name: str
     rows: Callable[[str, dict[str, Any]], Iterator[tuple[str, dict[str, Any]]]] = _same
